@@ -1,0 +1,1 @@
+"""Text-to-video retrieval over long, untrimmed videos."""

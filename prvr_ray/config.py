@@ -1,0 +1,192 @@
+"""Every setting of prvr_ray: one pydantic model per stage, the paper's defaults, and the presets.
+
+A field's description says what it is, its unit and its source. Settings are checked here, once; the code behind takes
+plain values.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Settings(BaseModel):
+    """The base of all sections: unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class IngestSettings(Settings):
+    """Videos and captions to features."""
+
+    encoder: str = Field("", description="teacher, MODEL:PRETRAINED of open_clip, or a local config and checkpoint")
+    student_encoder: str = Field("", description="encoder of the student's inputs; empty: the teacher's")
+    fps: Positive = Field(1.0, description="frames per second that are wanted")
+    sampling: Literal["uniform", "keyframes"] = Field(
+        "uniform", description="uniform: one frame every 1/fps seconds; keyframes: the container's keyframes only, fast"
+    )
+    extensions: list[str] = Field(
+        ["mp4", "m4v", "mov", "mkv", "webm", "avi", "flv", "3gp", "ts", "mpg", "mpeg", "wmv", "ogv"],
+        description="a folder's files with other endings count as skipped",
+    )
+    segment_frames: Count = Field(1024, le=1024, description="frames of one segment at most")
+    split_shares: dict[str, Share] = Field(
+        {"train": 0.8, "val": 0.1, "test": 0.1}, description="share of each split among videos that name none"
+    )
+    max_failure_share: Share = Field(0.05, description="a larger share of failed videos ends the run with exit code 1")
+    retry: str = Field("transient", description="which failures to try again: transient, all, or one error class")
+    limit: int = Field(0, ge=0, description="ingest at most this many videos; 0: all")
+    shard_bytes: Count = Field(64 * 2**20, le=256 * 2**20, description="bytes of one feature shard, about")
+    decode_timeout_s: Positive = Field(120.0, description="seconds that one segment may take to decode")
+    decode_memory_bytes: Count = Field(4 * 2**30, description="memory of one decoder process, bytes")
+    max_pixels: Count = Field(8192 * 8192, description="pixels of one frame at most; a larger one is a failure")
+    num_decoders: int = Field(0, ge=0, description="decoder processes; 0: one per CPU of the cluster")
+    decoder_cpus: Positive = Field(1.0, description="CPUs of one decoder")
+    min_encoders: Count = Field(1, description="encoder actors at the start")
+    max_encoders: Count = Field(1, description="encoder actors at most")
+    encoder_gpus: float = Field(0.0, ge=0, description="GPUs of one encoder; 0: it runs on the CPU")
+    encoder_cpus: Positive = Field(1.0, description="CPUs of one encoder")
+    batch_frames: Count = Field(64, description="frames of one forward pass of the encoder")
+
+
+class StudentSettings(Settings):
+    """The architecture of the student; METHOD: section 3 of arXiv 2510.12283."""
+
+    hidden_dim: Count = Field(384, description="features of both branches")
+    num_heads: Count = Field(4, description="attention heads; must divide hidden_dim")
+    max_frames: Count = Field(128, description="frames that the student sees at most; longer videos are sampled or cut")
+    max_tokens: Count = Field(30, description="tokens of a query at most; the first are kept")
+    branches: list[Literal["inheritance", "exploration"]] = Field(
+        ["inheritance", "exploration"], min_length=1, description="branches to train"
+    )
+
+
+class TrainSettings(Settings):
+    """Distillation of the student; defaults are the paper's for ActivityNet Captions unless stated."""
+
+    num_epochs: Count = Field(120, description="epochs at most")
+    seed: int = Field(9527, description="of initial weights, batches and dropout")
+    videos_per_batch: Count = Field(128, description="videos of one global batch, with all their captions")
+    lr: Positive = Field(2.5e-4, description="peak learning rate")
+    warmup: Share = Field(0.01, description="share of all steps in linear warm-up")
+    weight_decay: float = Field(0.01, ge=0, description="not for biases and LayerNorm")
+    dropout: Share = Field(0.25, description="inside the attention blocks")
+    input_dropout: Share = Field(0.25, description="around the input projection")
+    margin: Positive = Field(0.2, description="of the triplet loss, cosine")
+    hard_pool_size: Count = Field(20, description="hardest negatives that one is drawn from")
+    patience: Count = Field(11, description="epochs without a better validation SumR before training stops")
+    num_workers: Count = Field(1, description="data-parallel workers")
+
+
+class IndexSettings(Settings):
+    """Student encoding of a feature set."""
+
+    windowing: Literal["whole", "windows"] = Field(
+        "whole", description="whole: sample a long video down to max_frames (the paper); windows: cut it"
+    )
+
+
+class ScoreSettings(Settings):
+    """Exact top-k answers."""
+
+    top_k: Count = Field(100, description="videos per query")
+    mode: Literal["exact", "fast"] = Field(
+        "exact", description="fast: select in bf16 with a proven bound; same answers"
+    )
+
+
+class EvaluateSettings(Settings):
+    """Recall of a run on a split."""
+
+    protocol: Literal["held-out", "paper"] = Field(
+        "held-out", description="paper: the reported split also chose the checkpoint"
+    )
+
+
+class TuneSettings(Settings):
+    """The hyperparameter search."""
+
+    num_trials: Count = Field(32, description="trials, the base configuration included")
+
+
+class ReportSettings(Settings):
+    """The HTML page."""
+
+    num_examples: Count = Field(4, description="queries shown of each kind: best, worst, random")
+
+
+class DemoSettings(Settings):
+    """The demo world."""
+
+    seed: int = Field(0, description="of the rendered videos and captions")
+
+
+SECTIONS: dict[str, type[Settings]] = {
+    "ingest": IngestSettings,
+    "student": StudentSettings,
+    "train": TrainSettings,
+    "index": IndexSettings,
+    "score": ScoreSettings,
+    "evaluate": EvaluateSettings,
+    "tune": TuneSettings,
+    "report": ReportSettings,
+    "demo": DemoSettings,
+}
+
+# The paper's settings for its three datasets (METHOD: "Optimiser").
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "tvr": {"train": {"lr": 3e-4, "margin": 0.1, "dropout": 0.2, "input_dropout": 0.2}},
+    "activitynet": {"train": {"lr": 2.5e-4, "margin": 0.2, "dropout": 0.25, "input_dropout": 0.25}},
+    "charades": {"train": {"lr": 2.4e-4, "margin": 0.2, "dropout": 0.15, "input_dropout": 0.15}},
+    "demo": {"train": {"num_epochs": 30, "videos_per_batch": 32}, "student": {"hidden_dim": 128}},
+}
+
+
+class Config(Settings):
+    """All sections together: what `--config` reads and what is written beside every artifact."""
+
+    ingest: IngestSettings = IngestSettings()
+    student: StudentSettings = StudentSettings()
+    train: TrainSettings = TrainSettings()
+    index: IndexSettings = IndexSettings()
+    score: ScoreSettings = ScoreSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    tune: TuneSettings = TuneSettings()
+    report: ReportSettings = ReportSettings()
+    demo: DemoSettings = DemoSettings()
+
+
+def resolve(values: dict[str, Any], preset: str | None = None) -> Config:
+    """Check settings once and complete them with a preset and the defaults.
+
+    Args:
+        values: section -> field -> value, as a YAML file or the command line gives them.
+        preset: a name of PRESETS; `values` win over it.
+
+    Raises:
+        ValueError: an unknown preset, section or field (the valid ones are listed), or a value out of range.
+    """
+    if preset is not None and preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; one of {', '.join(PRESETS)}")
+    merged = {name: dict(fields) for name, fields in PRESETS.get(preset or "", {}).items()}
+    for section, fields in values.items():
+        if section not in SECTIONS:
+            raise ValueError(f"unknown section {section!r}; one of {', '.join(SECTIONS)}")
+        if not isinstance(fields, dict):
+            raise ValueError(f"section {section!r} must hold `name: value` pairs, not {fields!r}")
+        merged.setdefault(section, {}).update(fields)
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        raise ValueError("; ".join(_explain(item) for item in error.errors())) from None
+
+
+def _explain(item: Any) -> str:
+    path = ".".join(str(part) for part in item["loc"])
+    section = item["loc"][0]
+    if item["type"] == "extra_forbidden":
+        return f"unknown setting {path}; {section} has {', '.join(SECTIONS[section].model_fields)}"
+    return f"{path}={item['input']!r}: {item['msg'].removeprefix('Value error, ')}"

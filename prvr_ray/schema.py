@@ -1,0 +1,153 @@
+"""Columns, pyarrow schemas and format version of every table that prvr_ray writes.
+
+Vectors of a row are ONE `large_binary` value: float16, little endian, row-major (num_rows, dim). Nested float lists
+write some twenty times slower. This module knows bytes and columns; it opens nothing.
+"""
+
+import numpy as np
+import pyarrow as pa
+
+FORMAT_VERSION = 1
+
+MOMENT = pa.struct([("video_id", pa.string()), ("start_s", pa.float64()), ("end_s", pa.float64())])
+
+VIDEOS = pa.schema(
+    [
+        ("video_id", pa.string()),
+        ("uri", pa.string()),
+        ("size", pa.int64()),  # bytes
+        ("etag", pa.string()),  # version of the source: S3 ETag, or mtime and size of a local file
+        ("split", pa.string()),
+        ("duration_s", pa.float64()),
+        ("added_at", pa.float64()),  # seconds since the epoch: of two rows of one video the newer one counts
+        ("removed", pa.bool_()),  # a tombstone: `prvr remove`
+    ]
+)
+
+QUERIES = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("text", pa.string()),
+        ("video_ids", pa.list_(pa.string())),  # the relevant videos
+        ("split", pa.string()),
+        ("moments", pa.list_(MOMENT)),
+    ]
+)
+
+FEATURE_VIDEOS = pa.schema(
+    [
+        ("video_id", pa.string()),
+        ("etag", pa.string()),
+        ("added_at", pa.float64()),  # of the source that was read, copied from the videos table
+        ("segment", pa.int32()),
+        ("is_last", pa.bool_()),
+        ("num_frames", pa.int32()),  # of the student's frames
+        ("timestamps_s", pa.large_binary()),  # float64 little endian, (num_frames,), since the stream's start
+        ("teacher", pa.large_binary()),  # float16 (num_teacher_frames, teacher dim), unnormalised
+        (
+            "student",
+            pa.large_binary(),
+        ),  # float16 (num_frames, student dim); null where spec.json says "shared"
+        ("start_s", pa.float64()),  # of the stream in its container
+        ("duration_s", pa.float64()),
+        ("decoded_share", pa.float64()),
+        ("warnings", pa.list_(pa.string())),
+        ("error_class", pa.string()),  # null for success
+        ("error", pa.string()),
+    ]
+)
+
+FEATURE_QUERIES = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("text_hash", pa.string()),  # of the text that was encoded: an edited caption is encoded anew
+        ("num_tokens", pa.int32()),
+        ("teacher", pa.large_binary()),  # float16 (1, teacher dim), unnormalised
+        ("student", pa.large_binary()),  # float16 (num_tokens, token dim)
+    ]
+)
+
+INDEX = pa.schema(
+    [
+        ("video_id", pa.string()),
+        ("etag", pa.string()),
+        ("added_at", pa.float64()),
+        ("window", pa.int32()),
+        ("num_frames", pa.int32()),
+        (
+            "edges_s",
+            pa.large_binary(),
+        ),  # float64 (num_frames + 1): frame f spans [edges_s[f], edges_s[f + 1])
+        (
+            "inheritance",
+            pa.large_binary(),
+        ),  # float16 unit rows (num_frames, hidden dim); null without the branch
+        ("exploration", pa.large_binary()),
+    ]
+)
+
+SCORES = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("rank", pa.int32()),  # from 1
+        ("video_id", pa.string()),
+        ("score", pa.float32()),
+        ("inheritance_score", pa.float32()),
+        ("exploration_score", pa.float32()),
+        ("peak_s", pa.float64()),
+        ("start_s", pa.float64()),
+        ("end_s", pa.float64()),
+    ]
+)
+
+
+def pack_vectors(x_nD: np.ndarray) -> bytes:
+    """Serialise the rows of a matrix as one float16 little-endian value.
+
+    Args:
+        x_nD: (num_rows, dim), any real dtype. Values beyond float16's range (65,504) are an error.
+
+    Returns:
+        num_rows * dim * 2 bytes.
+
+    Raises:
+        ValueError: x_nD is not a matrix, or not finite in float16.
+    """
+    if x_nD.ndim != 2:
+        raise ValueError(f"vectors of shape {x_nD.shape}: expected (num_rows, dim)")
+    with np.errstate(over="ignore"):
+        half_nD = np.ascontiguousarray(x_nD, dtype="<f2")
+    if not np.isfinite(half_nD).all():
+        raise ValueError("vectors hold NaN, infinity or values beyond float16's range (65,504)")
+    return half_nD.tobytes()
+
+
+def unpack_vectors(value: bytes | memoryview | pa.Buffer | pa.Scalar, dim: int) -> np.ndarray:
+    """Read what `pack_vectors` wrote, without a copy.
+
+    Args:
+        value: a value of a vector column, as bytes or as a pyarrow scalar.
+        dim: features a row.
+
+    Returns:
+        (num_rows, dim) float16, read-only.
+
+    Raises:
+        ValueError: the bytes are not a whole number of rows.
+    """
+    return _view(value, "<f2").reshape(-1, dim)
+
+
+def pack_times(times_n: np.ndarray) -> bytes:
+    """Serialise times in seconds, (n,), as float64 little endian."""
+    return np.ascontiguousarray(times_n, dtype="<f8").tobytes()
+
+
+def unpack_times(value: bytes | memoryview | pa.Buffer | pa.Scalar) -> np.ndarray:
+    """Read what `pack_times` wrote: (n,) float64, read-only."""
+    return _view(value, "<f8")
+
+
+def _view(value: bytes | memoryview | pa.Buffer | pa.Scalar, dtype: str) -> np.ndarray:
+    buffer = value.as_buffer() if isinstance(value, pa.Scalar) else value
+    return np.frombuffer(buffer, dtype=dtype)

@@ -1,0 +1,55 @@
+"""Starts Ray embedded, or joins a cluster, for the length of one stage."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+import ray
+
+_EMBEDDED_STORE_BYTES = 1 * 2**30
+
+
+@contextlib.contextmanager
+def connect(address: str | None = None) -> Iterator[None]:
+    """Give a stage its Ray: the one that runs already, the cluster at `address`, or a local one of its own.
+
+    Args:
+        address: of a Ray cluster (`auto`, `ray://HOST:10001`, `HOST:6379`); None starts Ray in this process's
+            machine and ends it with the stage, unless a cluster's job environment names one.
+
+    Raises:
+        ValueError: nothing answers at the address.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    _quiet()
+    try:
+        _start(address or os.environ.get("RAY_ADDRESS"))
+    except (ConnectionError, RuntimeError) as error:
+        raise ValueError(f"no Ray cluster at {address!r}: {str(error).splitlines()[0]}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start(address: str | None) -> None:
+    if address:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        return
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        object_store_memory=int(os.environ.get("PRVR_OBJECT_STORE_BYTES", _EMBEDDED_STORE_BYTES)),
+    )
+
+
+def _quiet() -> None:
+    """Ray's own progress bars and start-up notices give way to ours."""
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_V2_WARNINGS", "0")
+    logging.getLogger("ray.data").setLevel(logging.WARNING)

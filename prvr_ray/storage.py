@@ -1,0 +1,423 @@
+"""The only module that opens a URI: a local folder, s3://, gs:// or abfs://.
+
+An object is put whole with one request or not at all; nothing is rewritten in place except by `put` on the same key
+with the same meaning. This module knows objects and Parquet bytes; what the tables mean is `prvr_ray.collection`'s.
+"""
+
+import contextlib
+import functools
+import json
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+
+MAX_SHARD_BYTES = 256 * 2**20
+_S3_ATTEMPTS = 8
+_UNFINISHED = ".unfinished-"  # prefix of a local file that is not there yet
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """One object: its key relative to the store, its size in bytes and the version that its store gives it."""
+
+    key: str
+    size: int
+    etag: str
+
+
+class ShardError(ValueError):
+    """A shard that cannot be read: missing, truncated or not Parquet. The message names it."""
+
+
+class Store(Protocol):
+    """A folder of objects. Keys are relative, with forward slashes. Stores are small values that pickle."""
+
+    uri: str
+
+    def child(self, path: str) -> "Store":
+        """The store of a folder below this one."""
+
+    def put(self, key: str, data: bytes | pa.Buffer) -> None:
+        """Put one object whole; an object of that key is replaced."""
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Put one object unless its key exists; of several writers exactly one gets True."""
+
+    def get(self, key: str) -> bytes:
+        """Read one object. Raises FileNotFoundError."""
+
+    def open(self, key: str) -> pa.NativeFile:
+        """Open one object for random access, for columns of a Parquet file. Raises FileNotFoundError."""
+
+    def list(self, prefix: str = "") -> list[StoredObject]:
+        """All objects, at any depth, whose key starts with prefix, sorted by key; an absent folder is empty."""
+
+    def delete(self, key: str) -> None:
+        """Delete one object; an absent one is no error."""
+
+    def local_file(self, key: str) -> contextlib.AbstractContextManager[Path]:
+        """A local path that holds the object while the context lasts; a remote object is downloaded."""
+
+
+def open_store(uri: str | Path) -> Store:
+    """Open the folder that a URI names. Nothing is read or created.
+
+    Args:
+        uri: a local path, s3://bucket/prefix, gs://bucket/prefix or abfs://container/prefix.
+
+    Raises:
+        ValueError: another scheme, no bucket, or credentials inside the URI.
+    """
+    text = str(uri)
+    if "://" not in text:
+        return LocalStore(str(Path(text).expanduser().absolute()))
+    parts = urlsplit(text)
+    if "@" in parts.netloc:
+        raise ValueError(f"{parts.scheme}:// URI with credentials in it: give them in the environment instead")
+    if parts.scheme == "file":
+        return LocalStore(parts.path)
+    if parts.scheme not in ("s3", "gs", "abfs"):
+        raise ValueError(f"unknown scheme {parts.scheme}:// ; use a local path, s3://, gs:// or abfs://")
+    if not parts.netloc:
+        raise ValueError(f"{text} names no bucket; write {parts.scheme}://BUCKET/PREFIX")
+    # Not parts.path: '?' and '#' are ordinary characters of a key.
+    normal = text.rstrip("/")
+    return S3Store(normal) if parts.scheme == "s3" else ArrowStore(normal)
+
+
+@dataclass(frozen=True)
+class LocalStore:
+    """A folder on a local or mounted disk."""
+
+    uri: str
+
+    def child(self, path: str) -> "LocalStore":
+        return LocalStore(self._path(path))
+
+    def put(self, key: str, data: bytes | pa.Buffer) -> None:
+        with self._whole_file(key, data) as written:
+            os.replace(written, self._path(key))
+        _sync_folder(os.path.dirname(self._path(key)))
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        with self._whole_file(key, data) as written:
+            try:
+                os.link(written, self._path(key))  # unlike O_EXCL, never shows half a file
+            except FileExistsError:
+                return False
+        _sync_folder(os.path.dirname(self._path(key)))
+        return True
+
+    def get(self, key: str) -> bytes:
+        return Path(self._path(key)).read_bytes()
+
+    def open(self, key: str) -> pa.NativeFile:
+        return pa.memory_map(self._path(key))
+
+    def list(self, prefix: str = "") -> list[StoredObject]:
+        found = []
+        for folder, _, names in os.walk(self._path(os.path.dirname(prefix))):
+            for name in names:
+                path = os.path.join(folder, name)
+                key = os.path.relpath(path, self.uri).replace(os.sep, "/")
+                if key.startswith(prefix) and not name.startswith(_UNFINISHED):
+                    with contextlib.suppress(FileNotFoundError):  # deleted, or a dangling link
+                        stat = os.stat(path)
+                        found.append(StoredObject(key, stat.st_size, f"{stat.st_mtime_ns}-{stat.st_size}"))
+        return sorted(found, key=lambda item: item.key)
+
+    def delete(self, key: str) -> None:
+        Path(self._path(key)).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def local_file(self, key: str) -> Iterator[Path]:
+        yield Path(self._path(key))
+
+    def _path(self, key: str) -> str:
+        return os.path.join(self.uri, key) if key else self.uri
+
+    @contextlib.contextmanager
+    def _whole_file(self, key: str, data: bytes | pa.Buffer) -> Iterator[str]:
+        folder = os.path.dirname(self._path(key))
+        os.makedirs(folder, exist_ok=True)
+        unfinished = os.path.join(folder, _UNFINISHED + uuid.uuid4().hex)
+        try:
+            with open(unfinished, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield unfinished
+        finally:
+            Path(unfinished).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class S3Store:
+    """A prefix of an S3 bucket; AWS_ENDPOINT_URL and the usual AWS variables are honoured."""
+
+    uri: str
+
+    def child(self, path: str) -> "S3Store":
+        return S3Store(f"{self.uri}/{path}" if path else self.uri)
+
+    def put(self, key: str, data: bytes | pa.Buffer) -> None:
+        _s3_client().put_object(Bucket=self._bucket, Key=self._key(key), Body=memoryview(data).tobytes())
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        from botocore.exceptions import ClientError
+
+        try:
+            _s3_client().put_object(Bucket=self._bucket, Key=self._key(key), Body=data, IfNoneMatch="*")
+        except ClientError as error:
+            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+            if status == 412:
+                # A retried request finds its own first attempt: then the object is ours.
+                return self.get(key) == data
+            if status == 501:
+                return _put_lowest_claim(self, key, data)
+            raise
+        return True
+
+    def get(self, key: str) -> bytes:
+        from botocore.exceptions import ClientError
+
+        try:
+            return _s3_client().get_object(Bucket=self._bucket, Key=self._key(key))["Body"].read()
+        except ClientError as error:
+            raise _as_file_error(error, f"{self.uri}/{key}") from None
+
+    def open(self, key: str) -> pa.NativeFile:
+        return _s3_filesystem().open_input_file(f"{self._bucket}/{self._key(key)}")
+
+    def list(self, prefix: str = "") -> list[StoredObject]:
+        from botocore.exceptions import ClientError
+
+        base = self._key("")
+        base = f"{base}/" if base else ""
+        pages = _s3_client().get_paginator("list_objects_v2")
+        try:
+            return [
+                StoredObject(item["Key"][len(base) :], item["Size"], item["ETag"].strip('"'))
+                for page in pages.paginate(Bucket=self._bucket, Prefix=base + prefix)
+                for item in page.get("Contents", [])
+            ]
+        except ClientError as error:
+            raise _as_file_error(error, self.uri) from None
+
+    def delete(self, key: str) -> None:
+        _s3_client().delete_object(Bucket=self._bucket, Key=self._key(key))
+
+    @contextlib.contextmanager
+    def local_file(self, key: str) -> Iterator[Path]:
+        from botocore.exceptions import ClientError
+
+        with _temporary_file(key) as path:
+            try:
+                _s3_client().download_file(self._bucket, self._key(key), str(path))
+            except ClientError as error:
+                raise _as_file_error(error, f"{self.uri}/{key}") from None
+            yield path
+
+    @property
+    def _bucket(self) -> str:
+        return self.uri.removeprefix("s3://").partition("/")[0]
+
+    def _key(self, key: str) -> str:
+        base = self.uri.removeprefix("s3://").partition("/")[2]
+        return f"{base}/{key}" if base and key else base or key
+
+
+@dataclass(frozen=True)
+class ArrowStore:
+    """gs:// or abfs:// through pyarrow. Both stores show an upload only when it is closed, whole."""
+
+    uri: str
+
+    def child(self, path: str) -> "ArrowStore":
+        return ArrowStore(f"{self.uri}/{path}" if path else self.uri)
+
+    def put(self, key: str, data: bytes | pa.Buffer) -> None:
+        with self._filesystem.open_output_stream(self._path(key)) as stream:
+            stream.write(data)
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        return _put_lowest_claim(self, key, data)
+
+    def get(self, key: str) -> bytes:
+        with self._filesystem.open_input_stream(self._path(key)) as stream:
+            return stream.read()
+
+    def open(self, key: str) -> pa.NativeFile:
+        return self._filesystem.open_input_file(self._path(key))
+
+    def list(self, prefix: str = "") -> list[StoredObject]:
+        base = self._path("")
+        selector = pa.fs.FileSelector(base, recursive=True, allow_not_found=True)
+        infos = (info for info in self._filesystem.get_file_info(selector) if info.is_file)
+        found = (
+            StoredObject(info.path[len(base) :].lstrip("/"), info.size, f"{info.mtime_ns}-{info.size}")
+            for info in infos
+        )
+        return sorted((item for item in found if item.key.startswith(prefix)), key=lambda item: item.key)
+
+    def delete(self, key: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._filesystem.delete_file(self._path(key))
+
+    @contextlib.contextmanager
+    def local_file(self, key: str) -> Iterator[Path]:
+        with _temporary_file(key) as path:
+            with self._filesystem.open_input_stream(self._path(key)) as source, open(path, "wb") as target:
+                shutil.copyfileobj(source, target)
+            yield path
+
+    @property
+    def _filesystem(self) -> pa.fs.FileSystem:
+        return _arrow_filesystem(self.uri.partition("://")[0])
+
+    def _path(self, key: str) -> str:
+        base = self.uri.partition("://")[2]
+        return f"{base}/{key}" if key else base
+
+
+def exists(store: Store, key: str) -> bool:
+    """Whether the store has exactly this key."""
+    return any(item.key == key for item in store.list(key))
+
+
+def put_json(store: Store, key: str, value: Any) -> None:
+    """Put a value as indented JSON."""
+    store.put(key, _json_bytes(value))
+
+
+def put_json_if_absent(store: Store, key: str, value: Any) -> Any:
+    """Put a value as JSON unless the key exists, and return the value that stands now: this one or an earlier one."""
+    return value if store.put_if_absent(key, _json_bytes(value)) else get_json(store, key)
+
+
+def get_json(store: Store, key: str) -> Any:
+    """Read a JSON object. Raises FileNotFoundError, or ValueError naming a damaged one."""
+    data = store.get(key)
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise ValueError(f"{store.uri}/{key} is not JSON: {error}") from None
+
+
+def table_to_bytes(table: pa.Table, *, row_group_rows: int = 65_536) -> pa.Buffer:
+    """Serialise a table as Parquet for one put: uncompressed and without dictionaries, for vectors do not compress."""
+    sink = pa.BufferOutputStream()
+    vectors = [name for name in table.schema.names if pa.types.is_large_binary(table.schema.field(name).type)]
+    others = [name for name in table.schema.names if name not in vectors]
+    pq.write_table(
+        table,
+        sink,
+        compression="NONE",
+        use_dictionary=False,
+        write_statistics=others,  # minima and maxima of megabyte values would sit in the footer
+        row_group_size=row_group_rows,
+    )
+    return sink.getvalue()
+
+
+def read_table(store: Store, key: str, columns: list[str] | None = None) -> pa.Table:
+    """Read a Parquet object, or some of its columns.
+
+    Raises:
+        ShardError: the object is missing, truncated or not Parquet.
+    """
+    try:
+        with store.open(key) as file:
+            return pq.read_table(file, columns=columns, pre_buffer=True)
+    except FileNotFoundError:
+        raise ShardError(f"{store.uri}/{key} is missing") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ShardError(f"{store.uri}/{key} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def new_name(kind: str) -> str:
+    """A shard name that sorts by time and that no other writer chooses."""
+    return f"{kind}-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
+
+
+def _json_bytes(value: Any) -> bytes:
+    return json.dumps(value, indent=1, sort_keys=True).encode()
+
+
+def _put_lowest_claim(store: Store, key: str, data: bytes) -> bool:
+    """put_if_absent where the store has no conditional put: every writer puts a claim, the lowest name wins.
+
+    A writer that is delayed between its claim and its listing for longer than the others take can still lose to a
+    lower claim that arrives later; all then read the winner's content, so they agree from there on.
+    """
+    if exists(store, key):
+        return False
+    mine = f"{key}.claim-{uuid.uuid4().hex}"
+    store.put(mine, data)
+    winner = store.list(f"{key}.claim-")[0].key
+    store.put(key, store.get(winner))
+    return winner == mine
+
+
+def _sync_folder(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _temporary_file(key: str) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="prvr-") as folder:
+        yield Path(folder) / f"object{Path(key).suffix[:16]}"
+
+
+def _as_file_error(error: Exception, uri: str) -> Exception:
+    """botocore's missing key or bucket as FileNotFoundError, a refusal as PermissionError; others as they are."""
+    code = str(getattr(error, "response", {}).get("Error", {}).get("Code"))
+    if code in ("NoSuchKey", "NoSuchBucket", "404"):
+        return FileNotFoundError(f"{uri} does not exist ({code})")
+    if code in ("AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch"):
+        return PermissionError(f"no permission for {uri} ({code})")
+    return error
+
+
+@functools.cache
+def _s3_client() -> Any:
+    import boto3
+    from botocore.config import Config
+
+    return boto3.client("s3", config=Config(retries={"mode": "standard", "max_attempts": _S3_ATTEMPTS}))
+
+
+@functools.cache
+def _s3_filesystem() -> pa.fs.FileSystem:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    parts = urlsplit(endpoint) if endpoint else None
+    return pa.fs.S3FileSystem(
+        endpoint_override=parts.netloc if parts else None,
+        scheme=parts.scheme if parts else "https",
+        retry_strategy=pa.fs.AwsStandardS3RetryStrategy(max_attempts=_S3_ATTEMPTS),
+    )
+
+
+@functools.cache
+def _arrow_filesystem(scheme: str) -> pa.fs.FileSystem:
+    if scheme == "gs":
+        return pa.fs.GcsFileSystem()
+    account = os.environ.get("AZURE_STORAGE_ACCOUNT")
+    if not account:
+        raise ValueError("abfs:// needs AZURE_STORAGE_ACCOUNT in the environment")
+    return pa.fs.AzureFileSystem(account_name=account)
