@@ -1,0 +1,126 @@
+"""`prvr`: one sub-command per stage. Options come from the settings in `prvr_ray.config`; the work is in the stages.
+
+Nothing heavy is imported before a command is known, so that help and mistakes answer at once.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+import time
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from prvr_ray.commands import COMMANDS, Command
+from prvr_ray.config import PRESETS, SECTIONS, Config, resolve
+
+EXIT_DONE, EXIT_UNUSABLE, EXIT_INTERRUPTED = 0, 2, 130
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: arguments without the program's name; None: the process's.
+
+    Returns:
+        0 done, 1 finished with too many failures, 2 unusable input or configuration.
+    """
+    try:
+        arguments = build_parser().parse_args(argv)
+        name = arguments.subcommand
+        return _run(COMMANDS[name], arguments[name])
+    except argparse.ArgumentError as error:
+        return _refuse(_with_valid_options(str(error)))
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from what is there", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def build_parser() -> ArgumentParser:
+    """The parser of all commands."""
+    parser = ArgumentParser(prog="prvr", exit_on_error=False, description="Text-to-video retrieval on Ray.")
+    choices = parser.add_subcommands(required=True, title="commands", metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        choices.add_subcommand(name, _command_parser(command), help=command.help)
+    return parser
+
+
+def _command_parser(command: Command) -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, description=command.help)
+    for name, keywords in command.options.items():
+        parser.add_argument(name, **keywords)
+    parser.add_argument("--config", metavar="FILE", help="settings as YAML: section, then field: value")
+    parser.add_argument("--preset", choices=sorted(PRESETS), help="settings of a dataset; --config and options win")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON last")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    for section in command.sections:
+        group = parser.add_argument_group(f"settings of {section}")
+        for field, info in SECTIONS[section].model_fields.items():
+            flat = [f"--{field.replace('_', '-')}"] if f"{section}.{field}" in command.short else []
+            default = info.get_default(call_default_factory=True)
+            group.add_argument(
+                f"--{section}.{field}",
+                *flat,
+                dest=f"settings.{section}.{field}",
+                type=info.annotation,
+                default=argparse.SUPPRESS,
+                help=f"{info.description} (default: {default})".replace("%", "%%"),
+            )
+    return parser
+
+
+def _run(command: Command, arguments: Namespace) -> int:
+    if arguments.quiet:
+        os.environ["PRVR_QUIET"] = "1"
+    begun = time.monotonic()
+    try:
+        summary = command.run(arguments, _settings(arguments))
+    except (ValueError, FileNotFoundError, PermissionError) as error:
+        return _refuse(str(error))
+    summary.setdefault("seconds", round(time.monotonic() - begun, 1))
+    command.show(summary)
+    if arguments.json:
+        print(json.dumps(summary))
+    return int(summary.get("exit_code", EXIT_DONE))
+
+
+def _settings(arguments: Namespace) -> Config:
+    """Defaults, then the preset, then the file, then the options given."""
+    given = arguments.get("settings", Namespace()).as_dict()
+    values = _read_settings_file(arguments.config) if arguments.config else {}
+    for section, fields in given.items():
+        values[section] = {**values.get(section, {}), **fields}
+    return resolve(values, arguments.preset)
+
+
+def _read_settings_file(path: str) -> dict[str, Any]:
+    with open(path, encoding="utf-8") as file:
+        try:
+            values = yaml.safe_load(file)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold sections ({', '.join(SECTIONS)}), each with `field: value` lines")
+    return values
+
+
+def _refuse(message: str) -> int:
+    print(f"prvr: {' '.join(message.split())}", file=sys.stderr)
+    return EXIT_UNUSABLE
+
+
+def _with_valid_options(message: str) -> str:
+    """argparse's word on a mistake, in one line, with what would be valid."""
+    unknown = re.search(r"unrecognized arguments: --(\w+)\.", message)
+    if unknown and unknown[1] in SECTIONS:
+        return f"{message}; {unknown[1]} has {', '.join(SECTIONS[unknown[1]].model_fields)}"
+    required = re.fullmatch(r"the following arguments are required: (.*)", message)
+    if required:
+        names = [name.rpartition(".")[2] for name in required[1].split(", ")]
+        return f"required: {', '.join('--' + name for name in names)}"
+    message = re.sub(r'Parser key "(?:settings\.)?([\w.]+)":', r"\1:", message)
+    return re.sub(r"<class '(\w+)'>", r"\1", message)

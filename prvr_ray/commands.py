@@ -1,0 +1,144 @@
+"""The sub-commands of `prvr`: for each its own flags, the settings that it takes, and the stage that does the work.
+
+A stage is imported when its command runs, not before: `prvr --help` loads neither torch nor ray.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from jsonargparse import Namespace
+
+from prvr_ray import terminal
+from prvr_ray.config import Config
+
+Summary = dict[str, Any]
+Flags = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A sub-command.
+
+    Attributes:
+        help: one line.
+        run: does the work; `exit_code` in what it returns is the command's.
+        options: flags of its own: name -> keyword arguments of `add_argument`.
+        sections: of the settings; each field becomes a `--section.field` option.
+        short: settings that also have a flat spelling, such as --fps for --ingest.fps.
+        show: prints what `run` returned.
+    """
+
+    help: str
+    run: Callable[[Namespace, Config], Summary]
+    options: Flags = field(default_factory=dict)
+    sections: tuple[str, ...] = ()
+    short: tuple[str, ...] = ()
+    show: Callable[[Summary], None] = terminal.show_summary
+
+
+ROOT: Flags = {"--root": {"required": True, "help": "the collection: a local folder or s3://bucket/prefix"}}
+ADDRESS: Flags = {"--address": {"help": "a Ray cluster; default: Ray embedded in this process"}}
+DRY_RUN: Flags = {"--dry-run": {"action": "store_true", "help": "say what would be done, and how much"}}
+FEATURES: Flags = {"--features": {"default": "default", "help": "feature set"}}
+RUN: Flags = {"--run": {"required": True, "help": "name of the training run"}}
+JOB: Flags = {**ROOT, **ADDRESS, **DRY_RUN}
+
+
+def _required(flag: str, text: str) -> Flags:
+    return {flag: {"required": True, "help": text}}
+
+
+def _import(args: Namespace, config: Config) -> Summary:
+    from prvr_ray.stages.imports import import_collection
+
+    return import_collection(args.layout, args.source, args.root, name=args.name)
+
+
+def _ingest(args: Namespace, config: Config) -> Summary:
+    from prvr_ray.stages.ingest import ingest
+
+    return ingest(
+        config.ingest,
+        root=args.root,
+        videos=args.videos,
+        features=args.features,
+        address=args.address,
+        dry_run=args.dry_run,
+    )
+
+
+def _train(args: Namespace, config: Config) -> Summary:
+    from prvr_ray.stages.train import train
+
+    return train(
+        config, root=args.root, run=args.run, features=args.features, address=args.address, dry_run=args.dry_run
+    )
+
+
+def _status(args: Namespace, config: Config) -> Summary:
+    from prvr_ray.maintenance import status
+
+    return status(args.root)
+
+
+def _compact(args: Namespace, config: Config) -> Summary:
+    from prvr_ray.maintenance import compact
+
+    return compact(args.root)
+
+
+def _gc(args: Namespace, config: Config) -> Summary:
+    from prvr_ray.maintenance import gc
+
+    return gc(args.root, retention_days=args.retention_days)
+
+
+def _remove(args: Namespace, config: Config) -> Summary:
+    from prvr_ray.maintenance import remove
+
+    return remove(args.root, args.video_id)
+
+
+COMMANDS: dict[str, Command] = {
+    "import": Command(
+        "captions, moments or released features into a collection",
+        _import,
+        {
+            "--layout": {
+                "required": True,
+                "choices": ["released", "jsonl", "csv", "tvr", "activitynet-captions", "charades-sta", "qvhighlights"],
+                "help": "format of the source",
+            },
+            **_required("--source", "file or folder; released: holds FeatureData/ and TextData/"),
+            "--name": {"help": "name of the dataset inside the source, where it holds several"},
+            **ROOT,
+        },
+    ),
+    "ingest": Command(
+        "videos and captions to features",
+        _ingest,
+        {**_required("--videos", "a folder, an s3:// prefix, or a manifest"), **FEATURES, **JOB},
+        sections=("ingest",),
+        short=tuple(
+            f"ingest.{name}" for name in ("encoder", "student_encoder", "fps", "max_failure_share", "retry", "limit")
+        ),
+    ),
+    "train": Command(
+        "distil a student from the teacher",
+        _train,
+        {**RUN, **FEATURES, **JOB},
+        sections=("student", "train"),
+        short=("train.num_workers",),
+    ),
+    "status": Command("what stands in a collection", _status, ROOT),
+    "compact": Command("put larger, sorted shards in place of many small ones", _compact, ROOT),
+    "gc": Command(
+        "delete replaced shards",
+        _gc,
+        {**ROOT, "--retention-days": {"type": float, "default": 7.0, "help": "keep what was replaced this recently"}},
+    ),
+    "remove": Command(
+        "take a video out of every answer", _remove, {"video_id": {"help": "as `prvr status` counts it"}, **ROOT}
+    ),
+}

@@ -1,0 +1,38 @@
+"""What commands print last: short tables on standard output. No stage is known here, only what stages return."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+_RECALLS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "r100": "R@100", "sumr": "SumR", "medr": "MedR", "map": "mAP"}
+
+
+def show_summary(summary: dict[str, Any]) -> None:
+    """Print counts, time and where the output lies, one line each; nested counts are dotted."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in _flat(summary):
+        if name != "exit_code":
+            table.add_row(name.replace("_", " "), str(value))
+    Console().print(table)
+
+
+def show_evaluation(evaluation: dict[str, Any]) -> None:
+    """Print the table of `prvr evaluate`: one line a row, recalls in percent."""
+    table = Table(title=f"{evaluation['split']} split, protocol {evaluation['protocol']}")
+    table.add_column("row")
+    for title in _RECALLS.values():
+        table.add_column(title, justify="right")
+    for name, figures in evaluation["rows"].items():
+        style = "bold" if name == "fused" else None
+        table.add_row(name, *(f"{figures[key]:.1f}" for key in _RECALLS), style=style)
+    Console().print(table)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,96 @@
+"""The command line: settings win in the right order, mistakes are one line and exit code 2, help is quick."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from jsonargparse import Namespace
+
+from prvr_ray import cli
+from prvr_ray.commands import COMMANDS, Command
+from prvr_ray.config import Config
+
+
+@pytest.fixture
+def train_settings(monkeypatch):
+    """Replaces the training stage by one that keeps the settings that it was given."""
+    seen = []
+
+    def keep(arguments: Namespace, config: Config) -> dict[str, object]:
+        seen.append(config)
+        return {"videos": 3}
+
+    standing = COMMANDS["train"]
+    replaced = Command(standing.help, keep, standing.options, standing.sections, standing.short)
+    monkeypatch.setitem(COMMANDS, "train", replaced)
+    return seen
+
+
+def run_train(*options: str) -> int:
+    return cli.main(["train", "--root", "r", "--run", "a", *options])
+
+
+def test_options_win_over_file_and_file_over_preset(train_settings, tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("train: {lr: 0.5, margin: 0.6}\n")
+    assert run_train("--preset", "tvr", "--config", str(file), "--train.lr", "0.75") == 0
+    train = train_settings[0].train
+    assert (train.lr, train.margin, train.dropout) == (0.75, 0.6, 0.2)
+
+
+def test_flat_spelling_is_the_same_setting(train_settings):
+    assert run_train("--num-workers", "2") == 0
+    assert train_settings[0].train.num_workers == 2
+
+
+def test_json_is_the_last_line(train_settings, capsys):
+    assert run_train("--json") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["videos"] == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--train.lrs", "1"], "train has num_epochs, seed"),
+        (["--train.lr", "-1"], "train.lr=-1.0: Input should be greater than 0"),
+        (["--train.lr", "fast"], "train.lr: Expected a float. Got value: fast"),
+        (["--preset", "msrvtt"], "activitynet"),
+        (["--config", "no-such-file.yaml"], "no-such-file.yaml"),
+        (["--colour", "red"], "unrecognized arguments: --colour red"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(train_settings, capsys, options, said):
+    assert run_train(*options) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert said in lines[0]
+    assert not train_settings
+
+
+@pytest.mark.parametrize("text", ["train: {lrs: 1}", "trains: {lr: 1}", "train: 3", "[1, 2]", "train: {lr: ["])
+def test_a_wrong_settings_file_is_one_line_and_exit_code_2(train_settings, capsys, tmp_path, text):
+    file = tmp_path / "settings.yaml"
+    file.write_text(text)
+    assert run_train("--config", str(file)) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not train_settings
+
+
+def test_missing_flags_are_named(capsys):
+    assert cli.main(["train"]) == 2
+    assert "required: --run, --root" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_imports_nothing_heavy(command):
+    probe = (
+        "import sys; from prvr_ray.cli import main\n"
+        "try: main([*sys.argv[1:], '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'ray', 'av', 'open_clip', 'pyarrow', 'numpy', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    ran = subprocess.run([sys.executable, "-c", probe, *command.split()], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr
+    assert "usage: prvr" in ran.stdout
