@@ -43,7 +43,9 @@ class ShardError(ValueError):
 class Store(Protocol):
     """A folder of objects. Keys are relative, with forward slashes. Stores are small values that pickle."""
 
-    uri: str
+    @property
+    def uri(self) -> str:
+        """What `open_store` makes this store of."""
 
     def child(self, path: str) -> "Store":
         """The store of a folder below this one."""
