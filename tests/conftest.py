@@ -1,0 +1,102 @@
+"""What tests share: the folder of real files, an S3 server on loopback, and one small embedded Ray."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["PRVR_QUIET"] = "1"
+os.environ.setdefault("PRVR_OBJECT_STORE_BYTES", str(256 * 2**20))
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real files (videos/, annotations/, kuberay/) that PRVR_TEST_DATA names."""
+    folder = os.environ.get("PRVR_TEST_DATA")
+    if not folder:
+        pytest.skip("PRVR_TEST_DATA does not name a folder of real test files")
+    return Path(folder)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """URL of an S3 server that lives as long as the tests; its credentials are in the environment."""
+    port = free_port()
+    command = [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        _wait_for(url, server)
+        yield url
+    finally:
+        server.terminate()
+        server.wait(timeout=10)
+
+
+@pytest.fixture
+def s3_root(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A URI, s3://BUCKET/collection, in a fresh bucket of the test server; AWS variables point there."""
+    import boto3
+
+    from prvr_ray import storage
+
+    for name, value in {
+        "AWS_ENDPOINT_URL": s3_endpoint,
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    storage._s3_client.cache_clear()
+    storage._s3_filesystem.cache_clear()
+    bucket = f"test-{uuid.uuid4().hex[:12]}"
+    boto3.client("s3").create_bucket(Bucket=bucket)
+    return f"s3://{bucket}/collection"
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """One embedded Ray of two CPUs for all tests that need no cluster of their own."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=int(os.environ["PRVR_OBJECT_STORE_BYTES"]),
+    )
+    yield
+    ray.shutdown()
+
+
+def _wait_for(url: str, server: subprocess.Popen) -> None:
+    for _ in range(200):
+        if server.poll() is not None:
+            raise RuntimeError(f"the S3 test server ended with {server.returncode}")
+        try:
+            urllib.request.urlopen(url, timeout=1)
+            return
+        except urllib.error.HTTPError:
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    raise RuntimeError(f"no S3 test server at {url}")
