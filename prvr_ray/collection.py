@@ -7,6 +7,7 @@ records and tombstones are honoured here and nowhere else. No vectors are comput
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +28,7 @@ from prvr_ray.storage import (
 )
 
 REPLACED = "replaced-"  # prefix of a compaction record, a JSON list of shard names
+_PARALLEL_READS = 16  # a scan reads footers and a few small columns: on object storage it waits, it does not compute
 _SMALL = [name for name in schema.FEATURE_VIDEOS.names if name not in ("timestamps_s", "teacher", "student")]
 
 
@@ -85,7 +87,8 @@ class ShardFolder:
 
     def scan(self, columns: list[str] | None = None) -> pa.Table:
         """All rows of the live shards, some columns of them, with `shard` (name) and `row` (within the shard) added."""
-        tables = [_located(read_table(self.store, name, columns), name) for name in self.live()]
+        with ThreadPoolExecutor(_PARALLEL_READS) as readers:
+            tables = list(readers.map(lambda name: _located(read_table(self.store, name, columns), name), self.live()))
         wanted = self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
         empty = _located(wanted.empty_table(), "")
         return pa.concat_tables([empty, *tables]).combine_chunks()

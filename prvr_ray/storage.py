@@ -174,7 +174,7 @@ class S3Store:
         return S3Store(f"{self.uri}/{path}" if path else self.uri)
 
     def put(self, key: str, data: bytes | pa.Buffer) -> None:
-        _s3_client().put_object(Bucket=self._bucket, Key=self._key(key), Body=memoryview(data).tobytes())
+        _s3_client().put_object(Bucket=self._bucket, Key=self._key(key), Body=bytes(data))
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         from botocore.exceptions import ClientError
