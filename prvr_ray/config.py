@@ -6,11 +6,12 @@ plain values.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
 
 
 class Settings(BaseModel):
@@ -60,25 +61,82 @@ class StudentSettings(Settings):
     max_frames: Count = Field(128, description="frames that the student sees at most; longer videos are sampled or cut")
     max_tokens: Count = Field(30, description="tokens of a query at most; the first are kept")
     branches: list[Literal["inheritance", "exploration"]] = Field(
-        ["inheritance", "exploration"], min_length=1, description="branches to train"
+        ["inheritance", "exploration"], min_length=1, max_length=2, description="branches to train"
     )
+    inheritance_weight: Share = Field(0.7, description="of the inheritance branch's cosine in the fused score")
+    exploration_weight: Share = Field(0.3, description="of the exploration branch's cosine in the fused score")
+
+    @model_validator(mode="after")
+    def _check(self) -> "StudentSettings":
+        if self.hidden_dim % self.num_heads:
+            divisors = ", ".join(str(n) for n in range(1, 17) if self.hidden_dim % n == 0)
+            raise ValueError(
+                f"student.num_heads={self.num_heads} does not divide hidden_dim={self.hidden_dim}; use {divisors}"
+            )
+        if len(set(self.branches)) < len(self.branches):
+            raise ValueError(f"student.branches={self.branches} names a branch twice")
+        return self
 
 
 class TrainSettings(Settings):
     """Distillation of the student; defaults are the paper's for ActivityNet Captions unless stated."""
 
+    train_split: str = Field("train", description="split to train on")
+    validation_split: str = Field("val", description="split that chooses the checkpoint; paper protocol: test")
     num_epochs: Count = Field(120, description="epochs at most")
-    seed: int = Field(9527, description="of initial weights, batches and dropout")
+    patience: Count = Field(11, description="epochs without a better validation SumR before training stops")
+    seed: int = Field(9527, ge=0, description="of initial weights, batches, negatives and dropout")
     videos_per_batch: Count = Field(128, description="videos of one global batch, with all their captions")
+    videos_per_pass: int = Field(
+        0, ge=0, description="videos that a worker encodes at once; activations are computed anew for each; 0: all"
+    )
+    precision: Literal["float32", "bf16", "float64"] = Field(
+        "float32", description="bf16: autocast in the encoders, scores and losses stay float32; float64: for checks"
+    )
+
     lr: Positive = Field(2.5e-4, description="peak learning rate")
     warmup: Share = Field(0.01, description="share of all steps in linear warm-up")
     weight_decay: float = Field(0.01, ge=0, description="not for biases and LayerNorm")
-    dropout: Share = Field(0.25, description="inside the attention blocks")
-    input_dropout: Share = Field(0.25, description="around the input projection")
+    max_grad_norm: Positive = Field(1.0, description="L2 norm that each parameter's gradient is clipped to")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.25, description="inside the attention blocks")
+    input_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.25, description="around the input projection")
+
     margin: Positive = Field(0.2, description="of the triplet loss, cosine")
     hard_pool_size: Count = Field(20, description="hardest negatives that one is drawn from")
-    patience: Count = Field(11, description="epochs without a better validation SumR before training stops")
-    num_workers: Count = Field(1, description="data-parallel workers")
+    inheritance_nce_weight: Weight = Field(0.04, description="of the inheritance branch's contrastive loss")
+    exploration_nce_weight: Weight = Field(0.04, description="of the exploration branch's contrastive loss")
+    distillation_weight: Weight = Field(0.1, description="of the frame distillation at epoch 0; 0: none")
+    distillation_decay: Literal["exp", "linear", "sigmoid", "none"] = Field("exp", description="over the epochs")
+    distillation_temperature: Positive = Field(0.2, description="cosines are divided by it before the softmax")
+    distillation_reduction: Literal["sum", "mean"] = Field(
+        "sum", description="over a batch's queries; sum is the paper's, its weight grows with the batch"
+    )
+    inheritance_soft_targets: bool = Field(True, description="soften labels by the teacher's scores; else hard labels")
+    exploration_soft_targets: bool = Field(True, description="soften labels by the branch's own scores")
+    alpha: Share = Field(0.8, description="share of hard labels at epoch 0; decays to 0")
+    alpha_decay: Literal["sigmoid", "exp", "linear", "cosine", "none"] = Field("sigmoid", description="over the epochs")
+    beta: Share = Field(0.8, description="hard part of a softened label at epoch 0; decays to 0.5, or 0 from below 0.5")
+    beta_decay: Literal["sigmoid", "exp", "linear", "cosine", "none"] = Field("sigmoid", description="over the epochs")
+    detach_soft_targets: bool = Field(False, description="stop gradients through the exploration branch's own targets")
+    soft_target_rows: Literal["batch_order", "random"] = Field(
+        "batch_order", description="rows with hard labels: the caption-rich videos first (the paper), or random ones"
+    )
+    teacher_scores: Literal["raw", "logit_scale"] = Field(
+        "raw", description="soft scores: dot products of the stored vectors (the paper), or logit_scale * cosine"
+    )
+    logit_scale: Positive = Field(100.0, description="of CLIP; read with teacher_scores=logit_scale")
+    faithful_alignment: bool = Field(
+        False, description="resample the student's frames to the teacher's in training, as published, not the reverse"
+    )
+
+    checkpoint_steps: int = Field(0, ge=0, description="steps between checkpoints; 0: at epoch ends only")
+    num_workers: Count = Field(1, description="data-parallel workers, at most")
+    min_workers: int = Field(0, ge=0, description="elastic: go on with as few as this many; 0: always num_workers")
+    cpus_per_worker: Positive = Field(1.0, description="CPUs of one worker")
+    gpus_per_worker: float = Field(0.0, ge=0, description="GPUs of one worker; 0: it runs on the CPU")
+    max_failures: int = Field(3, ge=0, description="lost workers after which the run gives up")
+    start_timeout_s: Positive = Field(60.0, description="seconds to wait for resources that the cluster does not have")
+    cache_folder: str = Field("", description="node-local folder of the feature cache; empty: a temporary one")
 
 
 class IndexSettings(Settings):
