@@ -100,6 +100,17 @@ SCORES = pa.schema(
     ]
 )
 
+# Beside runs/<run>/evaluations/<split>-<protocol>.json, which holds what `prvr evaluate` prints, a table of that name
+# with one row for each query and each row of the evaluation: intervals, paired differences and examples need them.
+QUERY_RANKS = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("row", pa.string()),  # teacher, inheritance, exploration, fused, teacher+student
+        ("ranks", pa.list_(pa.int32())),  # of all relevant videos, from 1, rising
+        ("moment_ratio", pa.float64()),  # moment length / video length; null where none is annotated
+    ]
+)
+
 
 def pack_vectors(x_nD: np.ndarray) -> bytes:
     """Serialise the rows of a matrix as one float16 little-endian value.
