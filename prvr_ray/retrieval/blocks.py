@@ -1,0 +1,200 @@
+"""Frames as they arrive (`FrameBlock`) and as they are multiplied (`WindowGroup`): ragged, never padded.
+
+Shape suffixes: V windows of a block, W windows of a group, R rows (frames of all windows together), D features.
+"""
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+Array = np.ndarray | torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class FrameBlock:
+    """Windows with their frames, one row a window; a video may have several, also in several blocks.
+
+    Attributes:
+        video_ids: the video of each window, V strings.
+        offsets: int64 (V + 1): window v has the rows [offsets[v], offsets[v + 1]); or one such array per branch.
+        frames: per branch one (R, D) matrix of unit rows, any float dtype.
+
+    Raises:
+        ValueError: offsets that do not cut the rows into V windows of at least one frame.
+    """
+
+    video_ids: list[str]
+    offsets: Array | Sequence[Array]
+    frames: Sequence[Array]
+    branch_offsets: list[np.ndarray] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        per_branch = list(self.offsets) if _is_nested(self.offsets) else [self.offsets] * len(self.frames)
+        object.__setattr__(self, "branch_offsets", [np.asarray(item, dtype=np.int64) for item in per_branch])
+        if not self.frames or len(self.branch_offsets) != len(self.frames):
+            raise ValueError(f"{len(self.frames)} branches of frames, {len(self.branch_offsets)} of offsets")
+        for offsets, rows_RD in zip(self.branch_offsets, self.frames, strict=True):
+            self._check(offsets, tuple(rows_RD.shape))
+
+    def _check(self, offsets: np.ndarray, shape: tuple[int, ...]) -> None:
+        if len(shape) != 2 or offsets.shape != (len(self.video_ids) + 1,):
+            raise ValueError(f"frames {shape} with {offsets.shape} offsets for {len(self.video_ids)} windows")
+        if offsets[0] != 0 or offsets[-1] != shape[0]:
+            raise ValueError(f"offsets run from {offsets[0]} to {offsets[-1]}; there are {shape[0]} rows")
+        empty = np.flatnonzero(np.diff(offsets) < 1)
+        if len(empty):
+            raise ValueError(f"window {empty[0]} (video {self.video_ids[empty[0]]!r}) has no frames")
+
+
+def _is_nested(offsets: Array | Sequence[Array]) -> bool:
+    return len(offsets) > 0 and np.ndim(offsets[0]) == 1
+
+
+class Names:
+    """Video ids as int64 ordinals, in order of arrival; strings stay at the edge."""
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+        self._ordinals: dict[str, int] = {}
+
+    def ordinals(self, video_ids: Sequence[str]) -> torch.Tensor:
+        """The ordinal of each id, (len(video_ids),) int64; unknown ids get the next ones."""
+        for video_id in video_ids:
+            if video_id not in self._ordinals:
+                self._ordinals[video_id] = len(self.ids)
+                self.ids.append(video_id)
+        return torch.tensor([self._ordinals[video_id] for video_id in video_ids], dtype=torch.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class WindowGroup:
+    """Some windows on the device that multiplies, equal lengths side by side so that maxima need no loop.
+
+    Attributes:
+        videos_W, windows_W: ordinals of each window's video and of the window itself (its place among all windows).
+        offsets: per branch, int64 (W + 1) on the host.
+        frames: per branch, (R, D) in the stored dtype.
+        repeats: whether a video has several windows here, or had some in an earlier group.
+    """
+
+    videos_W: torch.Tensor
+    windows_W: torch.Tensor
+    offsets: list[np.ndarray]
+    frames: list[torch.Tensor]
+    repeats: bool
+
+    def __len__(self) -> int:
+        return len(self.videos_W)
+
+
+def window_groups(
+    blocks: Iterable[FrameBlock], names: Names, device: torch.device, max_rows: int
+) -> Iterator[WindowGroup]:
+    """Join small blocks and cut large ones into groups of about max_rows rows of the first branch.
+
+    Args:
+        blocks: read once, in order.
+        names: gets the ordinals of the blocks' videos.
+        device: where the groups lie.
+        max_rows: rows of a group; one window may exceed it.
+
+    Raises:
+        ValueError: blocks that differ in their number of branches or features.
+    """
+    parts: list[_Part] = []
+    num_rows = num_windows = 0
+    shape: list[int] | None = None
+    for block in blocks:
+        dims = [rows.shape[1] for rows in block.frames]
+        shape = shape or dims
+        if dims != shape:
+            raise ValueError(f"a block has branches of {dims} features, the first one {shape}")
+        for part in _cut(block, num_windows, max_rows):
+            if parts and num_rows + part.num_rows > max_rows:
+                yield _group(parts, names, device)
+                parts, num_rows = [], 0
+            parts.append(part)
+            num_rows += part.num_rows
+        num_windows += len(block.video_ids)
+    if parts:
+        yield _group(parts, names, device)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Windows [start, stop) of a block; `first` is the ordinal of window `start`."""
+
+    block: FrameBlock
+    start: int
+    stop: int
+    first: int
+
+    @property
+    def num_rows(self) -> int:
+        offsets = self.block.branch_offsets[0]
+        return int(offsets[self.stop] - offsets[self.start])
+
+    def rows(self, branch: int, device: torch.device) -> torch.Tensor:
+        low, high = self.block.branch_offsets[branch][[self.start, self.stop]]
+        return as_tensor(self.block.frames[branch][low:high]).to(device, non_blocking=True)
+
+    def lengths(self, branch: int) -> np.ndarray:
+        return np.diff(self.block.branch_offsets[branch][self.start : self.stop + 1])
+
+
+def _cut(block: FrameBlock, num_before: int, max_rows: int) -> Iterator[_Part]:
+    for start, stop in spans(block.branch_offsets[0], max_rows):
+        yield _Part(block, start, stop, num_before + start)
+
+
+def spans(offsets: np.ndarray, max_rows: int) -> Iterator[tuple[int, int]]:
+    """Cut windows into consecutive ranges [start, stop) of at most max_rows rows, or one window each."""
+    start, num_windows = 0, len(offsets) - 1
+    while start < num_windows:
+        stop = int(np.searchsorted(offsets, offsets[start] + max_rows, side="right")) - 1
+        stop = max(stop, start + 1)
+        yield start, stop
+        start = stop
+
+
+def _group(parts: list[_Part], names: Names, device: torch.device) -> WindowGroup:
+    num_known = len(names.ids)
+    videos_W = torch.cat([names.ordinals(part.block.video_ids[part.start : part.stop]) for part in parts])
+    num_new = len(names.ids) - num_known
+    windows_W = torch.cat([torch.arange(part.first, part.first + part.stop - part.start) for part in parts])
+    branches = range(len(parts[0].block.frames))
+    lengths = [np.concatenate([part.lengths(branch) for part in parts]) for branch in branches]
+    order_W = np.lexsort(lengths[::-1])
+    frames = []
+    for branch in branches:
+        rows = [part.rows(branch, device) for part in parts]
+        joined_RD = rows[0] if len(rows) == 1 else torch.cat(rows)
+        frames.append(_reordered(joined_RD, lengths[branch], order_W))
+    return WindowGroup(
+        videos_W=videos_W[order_W].to(device),
+        windows_W=windows_W[order_W].to(device),
+        offsets=[np.concatenate([[0], np.cumsum(length_W[order_W])]) for length_W in lengths],
+        frames=frames,
+        repeats=num_new < len(videos_W),
+    )
+
+
+def _reordered(rows_RD: torch.Tensor, lengths_W: np.ndarray, order_W: np.ndarray) -> torch.Tensor:
+    """Put the windows' rows in the given order of windows."""
+    if (order_W[1:] > order_W[:-1]).all():
+        return rows_RD
+    starts_W = np.cumsum(lengths_W) - lengths_W
+    lengths_W, starts_W = lengths_W[order_W], starts_W[order_W]
+    shift_W = starts_W - (np.cumsum(lengths_W) - lengths_W)
+    rows_R = np.arange(len(rows_RD)) + np.repeat(shift_W, lengths_W)
+    return rows_RD.index_select(0, torch.from_numpy(rows_R).to(rows_RD.device))
+
+
+def as_tensor(array: Array) -> torch.Tensor:
+    """A tensor over the same memory; frames straight from a file are read-only, and we only read."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.as_tensor(array)

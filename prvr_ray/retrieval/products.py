@@ -1,0 +1,275 @@
+"""Scores of a group of windows for a block of queries: quick products that select, and the one routine that scores.
+
+The score of a window is sum_b w_b * max_f <q_b, v_bf>: each branch takes its own maximum over the window's frames.
+
+**The routine.** r(q, v) is the float32 dot product of one query row and one frame row, computed by itself
+(`torch.sparse.sampled_addmm` runs one dot product per wanted pair): equal rows give equal bits wherever they lie.
+Every score that leaves this package is made of r.
+
+**The products.** s(q, v) comes out of a matrix product in float32 (mode `exact`) or bfloat16 (`fast`) and only
+selects. Let q', v' be the rows rounded to that type, t = <q, v> without any rounding, and u = 2^-24. Then
+
+    |<q', v'> - t| <= |q - q'| |v'| + |q| |v - v'|    Cauchy-Schwarz on (q' - q) v' + q (v' - v); norms are measured
+    |s - <q', v'>| <= (g + e + g e) |q'| |v'|         D float32 additions in any order: g = (D + 8) u / (1 - (D + 8) u);
+                                                      the result rounded to the type: e = 2^-8 for bfloat16, else 0
+    |r - t|        <= g |q| |v|                       the same, in float32
+
+and the sum of the right sides bounds |s - r|: it is `slack`, with the largest norms of the group's frames. A product
+of two bfloat16 is exact in float32; the 8 spare roundings in g cover the weighted sum over branches, of r and of s.
+A maximum moves by no more than its arguments move, so slack holds for branch maxima, weighted by |w_b| for the scores
+of windows, and for the best window of a video. Hence a pair whose product lies more than the two slacks below a
+known score cannot reach it. What the bound leaves open goes through the routine, in both modes.
+
+Shape suffixes: Q queries, W windows, R rows (frames of all windows), D features, K chunks of at most CHUNK rows of one
+window, C rows of a chunk, P pairs of a query and a window, E pairs of a query and a chunk, B branches.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from prvr_ray.retrieval.blocks import WindowGroup, spans
+
+CHUNK = 16  # rows under one kept maximum: what the routine visits again for a selected pair
+TYPES = {"exact": torch.float32, "fast": torch.bfloat16}
+_TILE_PRODUCTS = {"cpu": 1 << 19, "cuda": 1 << 28}  # a tile of products stays in the cache, or fills the device
+_MAX_TILE_ROWS = 1 << 14
+_ROUTINE_ROWS = 1 << 13  # rows in float32 at a time: 12 MB at 384 features
+
+
+@dataclass(frozen=True, eq=False)
+class Norms:
+    """Of some rows: Euclidean norms, and norms of what rounding to the product's type takes away."""
+
+    norm: torch.Tensor
+    rounding: torch.Tensor
+
+    def largest(self) -> "Norms":
+        return Norms(self.norm.amax(0), self.rounding.amax(0))
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Scored pairs, by query: rows of the query block, rows of the window group, and their scores in float32."""
+
+    query_P: torch.Tensor
+    window_P: torch.Tensor
+    score_P: torch.Tensor
+    branch_scores_PB: torch.Tensor
+
+
+def measure(rows_ND: torch.Tensor, dtype: torch.dtype) -> Norms:
+    """Measure rows for the bound.
+
+    Raises:
+        ValueError: NaN or infinity, naming the row.
+    """
+    parts = [_measure(part_ND.float(), dtype) for part_ND in rows_ND.split(_ROUTINE_ROWS)]
+    norm_N, rounding_N = (torch.cat(column) for column in zip(*parts, strict=True))
+    broken = (~norm_N.isfinite()).nonzero()
+    if len(broken):
+        raise ValueError(f"row {int(broken[0])} of {len(rows_ND)} holds NaN or infinity")
+    return Norms(norm_N, rounding_N)
+
+
+def _measure(rows_ND: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    norm_N = torch.linalg.vector_norm(rows_ND, dim=1)
+    if dtype == torch.float32:
+        return norm_N, torch.zeros_like(norm_N)
+    return norm_N, torch.linalg.vector_norm(rows_ND - rows_ND.to(dtype).float(), dim=1)
+
+
+def slack(queries: Norms, frames: Norms, dim: int, dtype: torch.dtype) -> torch.Tensor:
+    """The bound on |s - r| of the module's docstring, (Q,), for frames no longer than `frames`."""
+    unit = (dim + 8) * 2.0**-24
+    g = unit / (1 - unit)
+    e = 2.0**-8 if dtype == torch.bfloat16 else 0.0
+    rounded_Q, rounded_v = queries.norm + queries.rounding, frames.norm + frames.rounding
+    operands_Q = queries.rounding * rounded_v + queries.norm * frames.rounding
+    bound_Q = operands_Q + (g + e + g * e) * rounded_Q * rounded_v + g * queries.norm * frames.norm
+    return 1.001 * bound_Q + 1e-30  # the bound's own arithmetic, and products that underflow
+
+
+class BranchProducts:
+    """One branch: products of a group's frames and a query block, kept as maxima over chunks and over windows."""
+
+    def __init__(self, rows_RD: torch.Tensor, offsets: np.ndarray, queries_QD: torch.Tensor, dtype: torch.dtype):
+        self._rows_RD, self._offsets, self._queries_QD = rows_RD, offsets, queries_QD
+        lengths_W = np.diff(offsets)
+        chunks = np.concatenate([[0], np.cumsum(-(-lengths_W // CHUNK))])
+        self._chunks = torch.from_numpy(chunks).to(rows_RD.device)
+        self._chunk_max_KQ = rows_RD.new_empty((int(chunks[-1]), len(queries_QD)), dtype=dtype)
+        self.window_max_WQ = rows_RD.new_empty((len(lengths_W), len(queries_QD)), dtype=torch.float32)
+        queries_DQ = queries_QD.to(dtype).T
+        tile_rows = min(_TILE_PRODUCTS[rows_RD.device.type] // max(1, len(queries_QD)), _MAX_TILE_ROWS)
+        for start, stop in _equal_runs(lengths_W, tile_rows):
+            tile_RD = rows_RD[offsets[start] : offsets[stop]]
+            products_WFQ = (tile_RD.float().to(dtype) @ queries_DQ).unflatten(0, (stop - start, -1))
+            chunk_max_WKQ = self._chunk_max_KQ[chunks[start] : chunks[stop]].unflatten(0, (stop - start, -1))
+            _chunk_maxima(products_WFQ, chunk_max_WKQ)
+            self.window_max_WQ[start:stop] = chunk_max_WKQ.amax(1)
+
+    def score(
+        self, start: int, stop: int, query_P: torch.Tensor, window_P: torch.Tensor, slack_Q: torch.Tensor
+    ) -> torch.Tensor:
+        """The routine's maxima for pairs with the windows [start, stop), sorted by query: (P,) float32."""
+        pair_E, place_E = self._open_chunks(query_P, window_P, slack_Q)
+        offsets = torch.from_numpy(self._offsets - self._offsets[start]).to(query_P.device)
+        window_E = window_P[pair_E]
+        first_E = offsets[window_E] + place_E * CHUNK
+        stop_E = (first_E + CHUNK).minimum(offsets[window_E + 1])
+        rows_RD = self._rows_RD[self._offsets[start] : self._offsets[stop]].float()
+        dots_EC = row_dots(self._queries_QD, rows_RD, query_P[pair_E], first_E, stop_E)
+        best_P = dots_EC.new_full(query_P.shape, -torch.inf)
+        return best_P.scatter_reduce_(0, pair_E, dots_EC.amax(1), "amax")
+
+    def _open_chunks(
+        self, query_P: torch.Tensor, window_P: torch.Tensor, slack_Q: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The chunks that may hold a pair's best frame: (E,) pairs, ascending, and (E,) places within the window."""
+        if not len(query_P):
+            return query_P, query_P
+        first_P, last_P = self._chunks[window_P], self._chunks[window_P + 1] - 1
+        chunk_PK = first_P[:, None] + torch.arange(int((last_P - first_P).max()) + 1, device=first_P.device)
+        is_own_PK = chunk_PK <= last_P[:, None]
+        max_PK = self._chunk_max_KQ[chunk_PK.minimum(last_P[:, None]), query_P[:, None]]
+        reached_P = self.window_max_WQ[window_P, query_P] - 2 * slack_Q[query_P]
+        pair_E, place_E = (is_own_PK & (max_PK >= reached_P[:, None])).nonzero(as_tuple=True)
+        return pair_E, place_E
+
+
+class Products:
+    """A window group against a query block, all branches fused."""
+
+    def __init__(
+        self,
+        group: WindowGroup,
+        frame_norms: list[Norms],
+        queries: list[tuple[float, torch.Tensor]],
+        query_norms: list[Norms],
+        dtype: torch.dtype,
+    ):
+        """Multiply.
+
+        Args:
+            group: W windows.
+            frame_norms: per branch, the largest norms of the group's frames.
+            queries: per branch, weight and (Q, D) float32 rows.
+            query_norms: per branch, norms of those rows.
+            dtype: of the products.
+        """
+        self._weights = [weight for weight, _ in queries]
+        self._branches = [
+            BranchProducts(rows_RD, offsets, queries_QD, dtype)
+            for rows_RD, offsets, (_, queries_QD) in zip(group.frames, group.offsets, queries, strict=True)
+        ]
+        self._rows = np.sum(group.offsets, axis=0)
+        self._slacks = [
+            slack(query, frame, queries_QD.shape[1], dtype)
+            for query, frame, (_, queries_QD) in zip(query_norms, frame_norms, queries, strict=True)
+        ]
+        self.slack_Q = sum(abs(w) * slack_Q for w, slack_Q in zip(self._weights, self._slacks, strict=True))
+        self.scores_WQ = fuse(self._weights, [branch.window_max_WQ for branch in self._branches])
+
+    def score(self, wanted_WQ: torch.Tensor) -> Pairs:
+        """Score the wanted pairs with the routine.
+
+        Args:
+            wanted_WQ: bool.
+        """
+        parts = [self._score(start, stop, wanted_WQ) for start, stop in spans(self._rows, _ROUTINE_ROWS)]
+        query_P, window_P, branch_scores_PB = (torch.cat(column) for column in zip(*parts, strict=True))
+        order_P = query_P.sort(stable=True).indices
+        branch_scores_PB = branch_scores_PB[order_P]
+        scores_P = fuse(self._weights, list(branch_scores_PB.unbind(1)))
+        return Pairs(query_P[order_P], window_P[order_P], scores_P, branch_scores_PB)
+
+    def _score(self, start: int, stop: int, wanted_WQ: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        query_P, place_P = wanted_WQ[start:stop].T.nonzero(as_tuple=True)
+        window_P = place_P + start
+        scores = [
+            branch.score(start, stop, query_P, window_P, slack_Q)
+            for branch, slack_Q in zip(self._branches, self._slacks, strict=True)
+        ]
+        return query_P, window_P, torch.stack(scores, dim=1)
+
+
+def fuse(weights: list[float], branch_scores: list[torch.Tensor]) -> torch.Tensor:
+    """The weighted sum over branches, always in the same order."""
+    fused = weights[0] * branch_scores[0]
+    for weight, scores in zip(weights[1:], branch_scores[1:], strict=True):
+        fused += weight * scores
+    return fused
+
+
+def row_dots(
+    queries_QD: torch.Tensor,
+    rows_RD: torch.Tensor,
+    query_E: torch.Tensor,
+    first_E: torch.Tensor,
+    stop_E: torch.Tensor,
+) -> torch.Tensor:
+    """The routine: dot products of a query with consecutive rows, for E such wishes.
+
+    Args:
+        queries_QD, rows_RD: float32.
+        query_E: ascending.
+        first_E, stop_E: rows [first, stop) of rows_RD.
+
+    Returns:
+        (E, C) float32 with C the longest range, -inf past a shorter one's end. Each value depends on its two rows
+        alone.
+    """
+    length_E = stop_E - first_E
+    longest = int(length_E.max()) if len(length_E) else 1
+    place_C = torch.arange(longest, device=first_E.device)
+    is_wanted_EC = place_C < length_E[:, None]
+    column_N = (first_E[:, None] + place_C)[is_wanted_EC]
+    per_query_Q = torch.zeros(len(queries_QD) + 1, dtype=torch.int64, device=first_E.device)
+    edges = per_query_Q.index_add_(0, query_E + 1, length_E).cumsum(0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        wanted = torch.sparse_csr_tensor(
+            edges, column_N, rows_RD.new_zeros(len(column_N)), (len(queries_QD), len(rows_RD)), check_invariants=False
+        )
+    dots_N = torch.sparse.sampled_addmm(wanted, queries_QD, rows_RD.T, beta=0.0).values()
+    return dots_N.new_full(is_wanted_EC.shape, -torch.inf).masked_scatter_(is_wanted_EC, dots_N)
+
+
+def _chunk_maxima(products_WFQ: torch.Tensor, chunk_max_WKQ: torch.Tensor) -> None:
+    """Write the maximum of every CHUNK frames, the last chunk of a window being shorter."""
+    whole = products_WFQ.shape[1] // CHUNK
+    if whole:
+        chunks_WKCQ = products_WFQ[:, : whole * CHUNK].unflatten(1, (whole, CHUNK))
+        torch.amax(chunks_WKCQ, 2, out=chunk_max_WKQ[:, :whole])
+    if whole < chunk_max_WKQ.shape[1]:
+        torch.amax(products_WFQ[:, whole * CHUNK :], 1, keepdim=True, out=chunk_max_WKQ[:, whole:])
+
+
+def _equal_runs(lengths_W: np.ndarray, max_rows: int) -> Iterator[tuple[int, int]]:
+    """Cut sorted windows into ranges of one length and of about max_rows rows."""
+    borders = np.flatnonzero(np.diff(lengths_W)) + 1
+    for low, high in zip([0, *borders.tolist()], [*borders.tolist(), len(lengths_W)], strict=True):
+        step = max(1, max_rows // int(lengths_W[low]))
+        for start in range(low, high, step):
+            yield start, min(start + step, high)
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Keep float32 products and bfloat16 sums as the bound assumes them, whatever the process has set."""
+    precision = torch.get_float32_matmul_precision()
+    cuda = torch.backends.cuda.matmul
+    reduced = cuda.allow_bf16_reduced_precision_reduction
+    torch.set_float32_matmul_precision("highest")
+    cuda.allow_bf16_reduced_precision_reduction = False
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        cuda.allow_bf16_reduced_precision_reduction = reduced

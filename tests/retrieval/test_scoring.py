@@ -1,0 +1,206 @@
+"""Search against a float64 brute force, and fast against exact."""
+
+import numpy as np
+import pytest
+import torch
+from worlds import as_blocks, assert_equals_brute_force, brute_force_scores, ragged_world, unit_rows
+
+from prvr_ray.retrieval import products, scoring
+from prvr_ray.retrieval.scoring import FrameBlock, search
+
+MODES = ("exact", "fast")
+
+
+def some_queries(rng, num_queries, dims, weights):
+    return [(weight, unit_rows(rng, (num_queries, dim))) for weight, dim in zip(weights, dims, strict=True)]
+
+
+def assert_identical(one, other):
+    assert one.video_ids == other.video_ids
+    for name in ("scores", "windows", "branch_scores"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize(
+    ("dims", "weights"), [((24,), (1.0,)), ((24, 40), (0.7, 0.3)), ((8, 24, 16), (0.5, -0.2, 0.7))]
+)
+def test_search_equals_brute_force_on_ragged_windows_of_repeated_videos(mode, dtype, dims, weights):
+    rng = np.random.default_rng(len(dims))
+    world = ragged_world(rng, 130, 90, dims, dtype=dtype)
+    queries = some_queries(rng, 23, dims, weights)
+    top = search(queries, iter(as_blocks(world, [7, 1, 40])), 12, mode)
+    assert_equals_brute_force(top, queries, world, 12)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_answer_does_not_depend_on_blocks_groups_tiles_or_query_blocks(mode, monkeypatch):
+    rng = np.random.default_rng(1)
+    world = ragged_world(rng, 120, 60, (16, 16))
+    queries = some_queries(rng, 21, (16, 16), (0.7, 0.3))
+    whole = search(queries, as_blocks(world, [120]), 10, mode)
+    monkeypatch.setattr(scoring, "_GROUP_ROWS", 100)
+    monkeypatch.setattr(scoring, "_QUERY_BLOCK", {"cpu": 4})
+    monkeypatch.setattr(products, "_TILE_PRODUCTS", {"cpu": 64})
+    monkeypatch.setattr(products, "_ROUTINE_ROWS", 50)
+    assert_identical(search(queries, as_blocks(world, [3, 50, 1]), 10, mode), whole)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_planted_ties_go_by_video_id_across_blocks(mode):
+    rng = np.random.default_rng(2)
+    frames = [unit_rows(rng, (9, 20), np.float16)]
+    others = ragged_world(rng, 30, 30, (20,))
+    tied = [("zebra", frames), ("apple", frames), ("mole", frames)]
+    world = [tied[0], *others[:15], tied[1], *others[15:], tied[2]]
+    query = frames[0][4].astype(np.float32)
+    queries = [(1.0, (query / np.linalg.norm(query))[None])]
+    for k in (1, 2, 3, 40):
+        top = search(queries, as_blocks(world, [4, 9]), k, mode)
+        assert top.video_ids[0][:3] == ["apple", "mole", "zebra"][:k]
+        assert len(set(top.scores[0, : min(k, 3)].tolist())) == 1
+
+
+def test_equal_rows_score_equal_bits_wherever_they_lie():
+    rng = np.random.default_rng(3)
+    row = unit_rows(rng, (1, 100), np.float16)
+    world = [(f"v{v:03d}", [np.concatenate([unit_rows(rng, (v, 100), np.float16) * 0.1, row])]) for v in range(1, 60)]
+    queries = [(1.0, row.astype(np.float32))]
+    for mode in MODES:
+        top = search(queries, as_blocks(world, [11]), 59, mode)
+        assert len(np.unique(top.scores)) == 1
+        assert top.video_ids[0] == sorted(owner for owner, _ in world)
+
+
+def near_ties(rng, dim, num_videos):
+    """Videos whose best frames differ from one another by less than bfloat16 can tell, around one query."""
+    query = unit_rows(rng, (1, dim))
+    offsets = rng.uniform(-1e-4, 1e-4, (num_videos, 1))
+    noise = rng.standard_normal((num_videos, dim)) * 0.05
+    best = (0.6 + offsets) * query + noise - (noise @ query.T) * query
+    world = [
+        (f"v{v:04d}", [np.concatenate([best[v : v + 1] * (1 - 1e-4 * f) for f in range(20)])])
+        for v in rng.permutation(num_videos)
+    ]
+    return [(1.0, query)], world
+
+
+def test_fast_equals_exact_on_adversarial_near_ties():
+    queries, world = near_ties(np.random.default_rng(4), 64, 300)
+    exact = search(queries, as_blocks(world, [64, 3]), 50, "exact")
+    assert_equals_brute_force(exact, queries, world, 50)
+    fast = search(queries, as_blocks(world, [64, 3]), 50, "fast")
+    assert_identical(fast, exact)
+
+
+@pytest.mark.parametrize("dim", [1, 3, 64, 385])
+def test_products_stay_within_the_stated_slack(dim):
+    rng = np.random.default_rng(dim)
+    for dtype in (torch.float32, torch.bfloat16):
+        queries = torch.from_numpy(unit_rows(rng, (50, dim)) * rng.uniform(0.1, 3, (50, 1)).astype(np.float32))
+        frames = torch.from_numpy(unit_rows(rng, (200, dim), np.float16))
+        norms = products.measure(queries, dtype), products.measure(frames, dtype).largest()
+        bound_Q = products.slack(*norms, dim, dtype)
+        product = (queries.to(dtype) @ frames.float().to(dtype).T).double()
+        error_Q = (product - queries.double() @ frames.double().T).abs().amax(1)
+        assert (error_Q <= bound_Q).all()
+        assert (error_Q > 0.02 * bound_Q).any() or dtype == torch.float32  # a bound, not a blank cheque
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_k_beyond_the_corpus_pads_with_minus_infinity(mode):
+    rng = np.random.default_rng(5)
+    world = ragged_world(rng, 6, 4, (8,))
+    queries = some_queries(rng, 3, (8,), (1.0,))
+    top = search(queries, as_blocks(world, [2]), 9, mode)
+    assert_equals_brute_force(top, queries, world, 9)
+    assert top.scores.shape == (3, 9)
+    assert (top.windows[:, 4:] == -1).all()
+
+
+def test_windows_and_branch_scores_are_the_winning_windows_own():
+    rng = np.random.default_rng(6)
+    world = ragged_world(rng, 40, 15, (16, 12))
+    queries = some_queries(rng, 5, (16, 12), (0.7, 0.3))
+    top = search(queries, as_blocks(world, [6]), 8)
+    for query in range(5):
+        for place, video_id in enumerate(top.video_ids[query]):
+            owner, rows = world[top.windows[query, place]]
+            parts = [float((q[query] @ r.T.astype(np.float32)).max()) for (_, q), r in zip(queries, rows, strict=True)]
+            assert owner == video_id
+            np.testing.assert_allclose(top.branch_scores[query, place], parts, atol=1e-6)
+            np.testing.assert_allclose(top.scores[query, place], 0.7 * parts[0] + 0.3 * parts[1], atol=1e-6)
+
+
+def test_tensors_and_shared_offsets_are_taken_as_well():
+    rng = np.random.default_rng(7)
+    world = [(f"v{v}", [rows := unit_rows(rng, (v + 1, 8), np.float32), rows[::-1].copy()]) for v in range(9)]
+    queries = some_queries(rng, 4, (8, 8), (0.5, 0.5))
+    (block,) = as_blocks(world, [9])
+    tensors = FrameBlock(
+        block.video_ids, torch.from_numpy(block.branch_offsets[0]), list(map(torch.tensor, block.frames))
+    )
+    as_tensors = [(weight, torch.from_numpy(rows_QD)) for weight, rows_QD in queries]
+    assert_identical(search(as_tensors, [tensors], 5), search(queries, [block], 5))
+
+
+def test_no_blocks_and_no_queries_are_answered_with_nothing():
+    rng = np.random.default_rng(8)
+    queries = some_queries(rng, 2, (8,), (1.0,))
+    nothing = search(queries, [], 3)
+    assert nothing.video_ids == [[], []]
+    assert np.isneginf(nothing.scores).all()
+    empty = search([(1.0, np.zeros((0, 8), np.float32))], as_blocks(ragged_world(rng, 4, 4, (8,)), [2]), 3)
+    assert empty.video_ids == []
+    assert empty.scores.shape == (0, 3)
+
+
+def test_precision_settings_of_the_process_are_overruled_and_restored():
+    rng = np.random.default_rng(9)
+    world = ragged_world(rng, 50, 50, (64,))
+    queries = some_queries(rng, 8, (64,), (1.0,))
+    expected = search(queries, as_blocks(world, [50]), 10)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert_identical(search(queries, as_blocks(world, [50]), 10), expected)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def block_of(frames, offsets=None, ids=("a", "b")):
+    return FrameBlock(list(ids), np.array([0, 1, 2]) if offsets is None else offsets, [frames])
+
+
+GOOD, QUERY = np.eye(2, 4, dtype=np.float16), [(1.0, np.eye(1, 4, dtype=np.float32))]
+NAN = np.full((2, 4), np.nan, np.float16)
+
+
+@pytest.mark.parametrize(
+    ("ask", "match"),
+    [
+        (lambda: search(QUERY, [block_of(GOOD)], 0), "k=0"),
+        (lambda: search(QUERY, [block_of(GOOD)], 1, "quick"), "exact, fast"),
+        (lambda: search(QUERY, [block_of(NAN)], 1), "NaN"),
+        (lambda: search(QUERY, [block_of(NAN)], 1, "fast"), "NaN"),
+        (lambda: search([(1.0, NAN.astype(np.float32))], [block_of(GOOD)], 1), "NaN"),
+        (lambda: search([(np.nan, QUERY[0][1])], [block_of(GOOD)], 1), "weights"),
+        (lambda: search(QUERY, [block_of(GOOD[:, :3])], 1), "features"),
+        (lambda: search(QUERY * 2, [block_of(GOOD)], 1), "features"),
+        (lambda: search([], [block_of(GOOD)], 1), "every branch"),
+        (lambda: block_of(GOOD, np.array([0, 2, 2])), "window 1 .*'b'.* no frames"),
+        (lambda: block_of(GOOD, np.array([0, 1, 3])), "2 rows"),
+        (lambda: block_of(GOOD, np.array([0, 2])), "2 windows"),
+        (lambda: FrameBlock(["a", "b"], [np.arange(3)] * 2, [GOOD]), "branches"),
+    ],
+)
+def test_unusable_input_is_refused(ask, match):
+    with pytest.raises(ValueError, match=match):
+        ask()
+
+
+def test_brute_force_itself_takes_the_maximum_per_branch_before_fusing():
+    rows = [np.array([[1.0, 0], [0, 1.0]]), np.array([[0, 1.0], [1.0, 0]])]
+    queries = [(0.7, np.array([[1.0, 0]])), (0.3, np.array([[1.0, 0]]))]
+    assert brute_force_scores(queries, [("v", rows)])[1] == pytest.approx(1.0)
