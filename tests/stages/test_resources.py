@@ -1,0 +1,49 @@
+"""What a cluster without an autoscaler says at once: local_ray has two CPUs and no GPU."""
+
+import time
+
+import pytest
+
+from prvr_ray.stages.resources import Worker, pool_size, require
+
+
+def test_options_name_only_what_is_wanted():
+    assert Worker("decoder", cpus=2).options == {"num_cpus": 2}
+    labelled = Worker("encoder", cpus=0, gpus=0.5, memory=10**9, labels={"pool": "gpu"})
+    assert labelled.options == {"num_cpus": 0, "num_gpus": 0.5, "memory": 10**9, "label_selector": {"pool": "gpu"}}
+
+
+def test_what_present_nodes_can_give_is_accepted(local_ray):
+    require(Worker("decoder", cpus=0.5), count=4)
+
+
+def test_what_another_job_holds_counts_as_coming_back(local_ray):
+    import ray
+
+    held = ray.util.placement_group([{"CPU": 2}])
+    assert held.wait(30)
+    try:
+        require(Worker("decoder", cpus=2))
+    finally:
+        ray.util.remove_placement_group(held)
+
+
+@pytest.mark.parametrize(
+    ("worker", "count", "missing"),
+    [
+        (Worker("encoder", gpus=1), 1, r"no node has 1 GPU \(at most 0\)"),
+        (Worker("decoder", cpus=3), 1, r"no node has 3 CPU \(at most 2\)"),
+        (Worker("decoder", cpus=1), 3, "its nodes have room for 2"),
+        (Worker("decoder", memory=10**15), 1, r"no node has 1e\+15 memory"),
+        (Worker("encoder", labels={"pool": "gpu"}), 1, "no node has the labels {'pool': 'gpu'}"),
+    ],
+)
+def test_what_can_never_come_is_refused_at_once_and_named(local_ray, worker, count, missing):
+    begun = time.monotonic()
+    with pytest.raises(ValueError, match=missing):
+        require(worker, count)
+    assert time.monotonic() - begun < 5
+
+
+def test_a_pool_is_as_large_as_its_work_within_its_bounds():
+    assert [pool_size(2, 8, items, 10) for items in (0, 5, 30, 31, 1000)] == [2, 2, 3, 4, 8]
