@@ -206,6 +206,36 @@ def fuse(weights: list[float], branch_scores: list[torch.Tensor]) -> torch.Tenso
     return fused
 
 
+def window_dots(
+    rows_RD: torch.Tensor,
+    offsets: np.ndarray,
+    queries_QD: torch.Tensor,
+    query_P: torch.Tensor,
+    window_P: torch.Tensor,
+) -> torch.Tensor:
+    """The routine on all frames of some windows.
+
+    Args:
+        rows_RD: of any float dtype. offsets: int64 (W + 1), on the host.
+        query_P, window_P: pairs in any order.
+
+    Returns:
+        (P, F) float32 with F the longest window of a pair, -inf past a window's end.
+    """
+    edges = torch.from_numpy(offsets).to(query_P.device)
+    lengths_P = edges[window_P + 1] - edges[window_P]
+    dots_PF = queries_QD.new_full((len(query_P), int(lengths_P.max()) if len(query_P) else 1), -torch.inf)
+    for start, stop in spans(offsets, _ROUTINE_ROWS):
+        mine_P = ((window_P >= start) & (window_P < stop)).nonzero().flatten()
+        if len(mine_P):
+            mine_P = mine_P[query_P[mine_P].argsort(stable=True)]
+            first_P = edges[window_P[mine_P]] - int(offsets[start])
+            rows = rows_RD[offsets[start] : offsets[stop]].float()
+            dots = row_dots(queries_QD, rows, query_P[mine_P], first_P, first_P + lengths_P[mine_P])
+            dots_PF[mine_P, : dots.shape[1]] = dots
+    return dots_PF
+
+
 def row_dots(
     queries_QD: torch.Tensor,
     rows_RD: torch.Tensor,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from prvr_ray.retrieval.blocks import Array, FrameBlock, Names, WindowGroup, as_tensor, window_groups
-from prvr_ray.retrieval.products import TYPES, Norms, Pairs, Products, full_precision, measure
+from prvr_ray.retrieval.products import TYPES, Norms, Pairs, Products, full_precision, fuse, measure, window_dots
 from prvr_ray.retrieval.topk import Answers, merge_top_k, side_by_side
 
 __all__ = ["FrameBlock", "QueryBlocks", "TopK", "search"]
@@ -102,6 +102,14 @@ class QueryBlocks:
         queries = [(weight, rows_QD[rows]) for weight, rows_QD in zip(self._weights, self._rows, strict=True)]
         norms = [Norms(item.norm[rows], item.rounding[rows]) for item in self._norms]
         return Products(group, frame_norms, queries, norms, self._dtype)
+
+    def score_windows(self, group: WindowGroup, query_P: torch.Tensor, window_P: torch.Tensor) -> torch.Tensor:
+        """The routine's scores of some pairs of a query and a window of the group, without products: (P,)."""
+        maxima = [
+            window_dots(rows_RD, offsets, rows_QD, query_P, window_P).amax(1)
+            for rows_RD, offsets, rows_QD in zip(group.frames, group.offsets, self._rows, strict=True)
+        ]
+        return fuse(self._weights, maxima)
 
 
 def _measured(rows_ND: torch.Tensor, dtype: torch.dtype, what: str) -> Norms:

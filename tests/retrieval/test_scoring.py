@@ -40,10 +40,10 @@ def test_answer_does_not_depend_on_blocks_groups_tiles_or_query_blocks(mode, mon
     world = ragged_world(rng, 120, 60, (16, 16))
     queries = some_queries(rng, 21, (16, 16), (0.7, 0.3))
     whole = search(queries, as_blocks(world, [120]), 10, mode)
-    monkeypatch.setattr(scoring, "_GROUP_ROWS", 100)
-    monkeypatch.setattr(scoring, "_QUERY_BLOCK", {"cpu": 4})
+    monkeypatch.setattr(scoring, "_GROUP_ROWS", 400)
+    monkeypatch.setattr(scoring, "_QUERY_BLOCK", {"cpu": 8})
     monkeypatch.setattr(products, "_TILE_PRODUCTS", {"cpu": 64})
-    monkeypatch.setattr(products, "_ROUTINE_ROWS", 50)
+    monkeypatch.setattr(products, "_ROUTINE_ROWS", 150)
     assert_identical(search(queries, as_blocks(world, [3, 50, 1]), 10, mode), whole)
 
 

@@ -1,0 +1,87 @@
+"""The moment of an answer: where in the winning window the query's fused similarity is high, in seconds.
+
+Shape suffixes: P pairs of a query and a window, F frames of the longest window, Q queries.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from prvr_ray.retrieval.blocks import Array, FrameBlock, as_tensor
+from prvr_ray.retrieval.products import full_precision, fuse, window_dots
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Per pair, in seconds since the start of the stream, (P,) float64: the middle of the best frame, and the span."""
+
+    peak_s: np.ndarray
+    start_s: np.ndarray
+    end_s: np.ndarray
+
+
+def fused_curves(
+    queries: Sequence[tuple[float, Array]], block: FrameBlock, query_P: np.ndarray, window_P: np.ndarray
+) -> np.ndarray:
+    """The fused similarity of every frame: sum_b weight_b * <query_b, frame_b>.
+
+    Args:
+        queries: per branch, weight and (Q, D) unit rows.
+        block: holds the windows; its branches must have the same frames.
+        query_P, window_P: rows of the queries and of the block.
+
+    Returns:
+        (P, F) float32, -inf past a window's end.
+
+    Raises:
+        ValueError: branches that differ in their frames.
+    """
+    first = block.branch_offsets[0]
+    if not all(np.array_equal(offsets, first) for offsets in block.branch_offsets):
+        raise ValueError("a fused curve needs the same frames in every branch")
+    device = as_tensor(queries[0][1]).device
+    pairs = [torch.as_tensor(item, device=device) for item in (query_P, window_P)]
+    with full_precision():
+        curves = [
+            window_dots(as_tensor(rows_RD).to(device), first, as_tensor(rows_QD).float(), *pairs)
+            for (_, rows_QD), rows_RD in zip(queries, block.frames, strict=True)
+        ]
+        past_end_PF = curves[0].isinf()
+        fused_PF = fuse([weight for weight, _ in queries], curves)
+        return fused_PF.masked_fill(past_end_PF, -torch.inf).cpu().numpy()
+
+
+def locate(curve_PF: np.ndarray, edges_s: Sequence[np.ndarray], threshold: float) -> Moments:
+    """Find the moment in each curve: the run of frames around the peak that stay above a level.
+
+    Args:
+        curve_PF: as `fused_curves` returns them.
+        edges_s: per pair, the time edges of its window's frames, (frames + 1).
+        threshold: the level, in [0, 1], between the curve's median (0) and its peak (1).
+    """
+    longest = curve_PF.shape[1]
+    is_frame_PF = ~np.isneginf(curve_PF)
+    peak_P = curve_PF.argmax(1)
+    middle_P, top_P = _medians(curve_PF, is_frame_PF.sum(1)), curve_PF.max(1, initial=-np.inf)
+    level_P = middle_P + threshold * (top_P - middle_P)
+    is_low_PF = curve_PF < level_P[:, None]
+    place_F = np.arange(longest)
+    first_P = np.where(is_low_PF & (place_F < peak_P[:, None]), place_F + 1, 0).max(1, initial=0)
+    stop_P = np.where(is_low_PF & (place_F > peak_P[:, None]), place_F, is_frame_PF.sum(1)[:, None]).min(
+        1, initial=longest
+    )
+    times = [
+        ((edges[peak] + edges[peak + 1]) / 2, edges[first], edges[stop])
+        for edges, peak, first, stop in zip(edges_s, peak_P, first_P, stop_P, strict=True)
+    ]
+    return Moments(*np.array(times, dtype=np.float64).reshape(-1, 3).T)
+
+
+def _medians(curve_PF: np.ndarray, lengths_P: np.ndarray) -> np.ndarray:
+    """The median of each curve's own frames, which a sort leaves behind those past its end."""
+    rising_PF = np.sort(curve_PF, axis=1)
+    first_P = curve_PF.shape[1] - lengths_P
+    middles = np.stack([first_P + (lengths_P - 1) // 2, first_P + lengths_P // 2], axis=1)
+    return np.take_along_axis(rising_PF, middles, axis=1).mean(1)

@@ -1,0 +1,78 @@
+"""Cuts a video's frames into windows that the student can take, and keeps the time that every frame stands for.
+
+A window's frames are half-open spans of time: frame f spans [edges_s[f], edges_s[f + 1]). So moments are right whatever
+the frame rate, the sampling or the cut. Vectors are averaged by the student's own sampling; here are only places
+and times. Shape suffixes: n frames of a video, F frames of a window.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """Frames [start, stop) of a video as the student sees them.
+
+    Attributes:
+        start, stop: half-open range of the video's frames.
+        edges_s: (F + 1) float64, rising, seconds since the start of the stream. F is stop - start, or the limit where
+            the frames are sampled down to it.
+    """
+
+    start: int
+    stop: int
+    edges_s: np.ndarray
+
+
+def cut_windows(
+    timestamps_s: np.ndarray, duration_s: float | None, *, limit: int, windowing: str, overlap: int = 0
+) -> list[Window]:
+    """Cut a video into windows of at most `limit` frames.
+
+    Args:
+        timestamps_s: (n,) rising, of the video's frames.
+        duration_s: of the video; None or too short a value: the last frame lasts as long as the one before.
+        limit: frames that the student takes.
+        windowing: `whole`, one window, sampled down to the limit (METHOD: "Data preparation"), or `windows`, cuts of
+            `limit` frames; the last one ends with the video and overlaps more.
+        overlap: frames that neighbouring cuts share.
+
+    Returns:
+        The windows in order; none for a video without frames.
+
+    Raises:
+        ValueError: an overlap that leaves no step, or an unknown windowing.
+    """
+    if windowing not in ("whole", "windows"):
+        raise ValueError(f"unknown windowing {windowing!r}; one of whole, windows")
+    if not 0 <= overlap < limit:
+        raise ValueError(f"windows of {limit} frames cannot overlap by {overlap}; use 0 to {limit - 1}")
+    n = len(timestamps_s)
+    if n == 0:
+        return []
+    edges_s = frame_edges(timestamps_s, duration_s)
+    if n <= limit:
+        return [Window(0, n, edges_s)]
+    if windowing == "whole":
+        return [Window(0, n, edges_s[[*sample_starts(n, limit), n]])]
+    starts = np.minimum(np.arange(0, n - overlap, limit - overlap), n - limit)
+    return [Window(start, start + limit, edges_s[start : start + limit + 1]) for start in np.unique(starts).tolist()]
+
+
+def frame_edges(timestamps_s: np.ndarray, duration_s: float | None) -> np.ndarray:
+    """Times between which each frame is the nearest one, from the start of the video to its end: (n + 1) float64."""
+    times = np.asarray(timestamps_s, dtype=np.float64)
+    middles = (times[1:] + times[:-1]) / 2
+    last_gap = times[-1] - times[-2] if len(times) > 1 else 0.0
+    end = max(duration_s or 0.0, times[-1] + last_gap / 2)
+    return np.concatenate([[min(0.0, times[0])], middles, [end]])
+
+
+def sample_starts(n: int, limit: int) -> np.ndarray:
+    """The first frame of each of the `limit` parts that n > limit frames are averaged into: (limit,) int64.
+
+    The last part ends with the video here; the published average leaves its last frame out.
+    """
+    edges = np.round(np.arange(limit + 1) / limit * n).astype(np.int64)
+    return edges.clip(0, n - 1)[:-1]
