@@ -37,12 +37,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows below column titles; the first column names the row, `strong` names the row to look at."""
+    """Rows below column titles; the first column names the row, `strong` names the row to look at. Cells of
+    `has_prose` are sentences, not figures."""
 
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str | Cell]]
     strong: str = ""
+    has_prose: bool = False
     kind: str = "table"
 
 

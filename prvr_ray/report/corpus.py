@@ -1,0 +1,105 @@
+"""The section about the collection: how much there is, and what could not be used, with examples."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from prvr_ray.collection import Collection
+from prvr_ray.report.figures import draw_groups
+from prvr_ray.report.page import Figure, Figures, Section, Table, Text
+from prvr_ray.report.wording import count, duration
+
+ANCHOR, TITLE = "corpus", "Corpus and failures"
+_EXAMPLES = 3
+_MINUTE = 60
+_LENGTHS_S = (0, 10, 30, _MINUTE, 3 * _MINUTE, 10 * _MINUTE, 30 * _MINUTE, np.inf)
+_LENGTH_NAMES = ("<10 s", "10-30 s", "30-60 s", "1-3 min", "3-10 min", "10-30 min", ">30 min")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The rows that a report counts.
+
+    videos: schema VIDEOS. queries: schema QUERIES. durations_s: video_id -> seconds, of the ingested ones.
+    failures: (error_class, video_id, error), one a video.
+    """
+
+    videos: pa.Table
+    queries: pa.Table
+    durations_s: dict[str, float]
+    failures: Sequence[tuple[str, str, str]]
+
+
+def read_corpus(collection: Collection, features: str) -> Corpus:
+    """Read the small columns of a collection and of one feature set, which may be absent."""
+    feature_set = collection.features(features)
+    segments = feature_set.segments()
+    whole = feature_set.complete(segments)
+    failed = segments.filter(segments["failed"]).sort_by("video_id")
+    failures = {
+        video_id: (error_class, video_id, error)
+        for video_id, error_class, error in zip(
+            *(failed[name].to_pylist() for name in ("video_id", "error_class", "error")), strict=True
+        )
+    }
+    durations_s = dict(zip(whole["video_id"].to_pylist(), whole["duration_s"].to_pylist(), strict=True))
+    return Corpus(collection.videos(), collection.queries(), durations_s, list(failures.values()))
+
+
+def corpus_section(corpus: Corpus) -> Section:
+    """Build the section: counts by split, lengths, failures by class."""
+    if not len(corpus.videos) and not len(corpus.queries):
+        return Section(ANCHOR, TITLE, missing="No videos and no queries: `prvr ingest` or `prvr import` brings them.")
+    lengths = Figures([_length_figure(corpus)]) if corpus.durations_s else Text("No video has been ingested yet.")
+    failures = _failure_table(corpus) if corpus.failures else Text("Every video that was read could be used.")
+    return Section(ANCHOR, TITLE, [_count_table(corpus), failures, lengths])
+
+
+def describe(corpus: Corpus, split: str) -> str:
+    """What was searched, in a sentence."""
+    in_split = corpus.videos.filter(pc.equal(corpus.videos["split"], split))["video_id"].to_pylist()
+    searched = [corpus.durations_s[video_id] for video_id in in_split if video_id in corpus.durations_s]
+    num_queries = pc.sum(pc.equal(corpus.queries["split"], split)).as_py() or 0
+    sentence = (
+        f"{count(len(searched), 'video')}, {duration(sum(searched))} of them in all, with "
+        f"{count(num_queries, 'query')}: the {split} split of a collection of {count(len(corpus.videos), 'video')}."
+    )
+    return f"{sentence} {count(len(corpus.failures), 'video')} could not be read." if corpus.failures else sentence
+
+
+def _count_table(corpus: Corpus) -> Table:
+    queries = Counter(corpus.queries["split"].to_pylist())
+    by_split: dict[str, list[str]] = {}
+    for video_id, split in zip(corpus.videos["video_id"].to_pylist(), corpus.videos["split"].to_pylist(), strict=True):
+        by_split.setdefault(split, []).append(video_id)
+    rows = []
+    for split in sorted({*by_split, *queries}, key=str):
+        video_ids = by_split.get(split, [])
+        lengths = [corpus.durations_s[video_id] for video_id in video_ids if video_id in corpus.durations_s]
+        rows.append(
+            [str(split), f"{len(video_ids):,}", f"{len(lengths):,}", duration(sum(lengths)), f"{queries[split]:,}"]
+        )
+    return Table("Videos and queries", ["split", "videos", "ingested", "length", "queries"], rows)
+
+
+def _failure_table(corpus: Corpus) -> Table:
+    counts = Counter(error_class for error_class, _, _ in corpus.failures)
+    rows = []
+    for error_class, number in counts.most_common():
+        examples = [f"{video_id}: {error}" for of_class, video_id, error in corpus.failures if of_class == error_class]
+        rows.append([error_class, f"{number:,}", "; ".join(examples[:_EXAMPLES])])
+    return Table("Videos that could not be used", ["class", "videos", "examples"], rows, has_prose=True)
+
+
+def _length_figure(corpus: Corpus) -> Figure:
+    counts, _ = np.histogram(list(corpus.durations_s.values()), bins=_LENGTHS_S)
+    longest = duration(max(corpus.durations_s.values()))
+    return Figure(
+        draw_groups(_LENGTH_NAMES, {"videos": counts.tolist()}, "videos"),
+        f"Lengths of the ingested videos; the longest has {longest}.",
+        f"Bar chart of video lengths, the longest {longest}",
+    )

@@ -1,0 +1,118 @@
+"""What `prvr evaluate` kept of a run, query by query, and what can be said of it with confidence.
+
+Shapes: Q queries, M metrics.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow.compute as pc
+
+from prvr_ray.collection import Collection
+from prvr_ray.report.intervals import bootstrap
+from prvr_ray.report.wording import signed
+from prvr_ray.retrieval.metrics import summarize
+from prvr_ray.storage import ShardError, read_table
+
+ROWS = ("teacher", "inheritance", "exploration", "fused", "teacher+student")
+MEANS = ("r1", "r5", "r10", "r100", "sumr", "meanr", "map")  # of queries: what a bootstrap can resample
+SUMR = MEANS.index("sumr")
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How intervals are made; see `prvr_ray.report.intervals.bootstrap`."""
+
+    num_resamples: int
+    confidence: float
+    seed: int
+
+    def intervals(self, values_QM: np.ndarray, clusters: Sequence[str]) -> np.ndarray:
+        """(2, M) lower and upper ends."""
+        return bootstrap(
+            values_QM, clusters, num_resamples=self.num_resamples, confidence=self.confidence, seed=self.seed
+        )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `prvr evaluate` kept of one run on one split.
+
+    ranks: row -> per query, the ranks of its relevant videos. ratios: (Q,) moment-to-video ratio, NaN for none.
+    clusters: per query, its first relevant video.
+    """
+
+    run: str
+    split: str
+    protocol: str
+    query_ids: list[str]
+    clusters: list[str]
+    ratios: np.ndarray
+    ranks: dict[str, list[np.ndarray]]
+
+    @cached_property
+    def values_QM(self) -> dict[str, np.ndarray]:
+        """Row -> (Q, M) each query's own R@1 and so on, in the order of MEANS; their means are the row's figures."""
+        return {row: np.array([_values(ranks_q) for ranks_q in ranks]) for row, ranks in self.ranks.items()}
+
+
+def read_evaluation(collection: Collection, run: str, split: str, protocol: str) -> Evaluation | None:
+    """Read the ranks that `prvr evaluate` put; None if it did not."""
+    store = collection.store.child(f"runs/{run}/evaluations")
+    try:
+        rows = read_table(store, f"{split}-{protocol}.parquet")
+    except ShardError:
+        return None
+    relevant = collection.queries(split)
+    first_video = dict(
+        zip(relevant["query_id"].to_pylist(), (ids[0] for ids in relevant["video_ids"].to_pylist()), strict=True)
+    )
+    parts = {row: rows.filter(pc.equal(rows["row"], row)).sort_by("query_id") for row in ROWS}
+    parts = {row: part for row, part in parts.items() if len(part)}
+    one = next(iter(parts.values()))
+    query_ids = one["query_id"].to_pylist()
+    return Evaluation(
+        run,
+        split,
+        protocol,
+        query_ids,
+        [first_video[query_id] for query_id in query_ids],
+        one["moment_ratio"].to_numpy(zero_copy_only=False).astype(float),
+        {row: [np.array(ranks) for ranks in part["ranks"].to_pylist()] for row, part in parts.items()},
+    )
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How much more SumR one row has than another, with its interval."""
+
+    above: str
+    below: str
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        figures = f"{signed(self.mean)} SumR, between {signed(self.low)} and {signed(self.high)}"
+        if self.low > 0:
+            return f"{self.above} is above {self.below}: {figures}"
+        if self.high < 0:
+            return f"{self.above} is below {self.below}: {figures}"
+        return f"{self.above} and {self.below} cannot be told apart here: {figures}"
+
+
+def gap(first: Evaluation, second: Evaluation, rows: tuple[str, str], names: tuple[str, str], how: Bootstrap) -> Gap:
+    """The paired difference in SumR of a row of one evaluation and a row of another, over their common queries."""
+    place = {query_id: index for index, query_id in enumerate(second.query_ids)}
+    common = [index for index, query_id in enumerate(first.query_ids) if query_id in place]
+    others = [place[first.query_ids[index]] for index in common]
+    values_Q = first.values_QM[rows[0]][common, SUMR] - second.values_QM[rows[1]][others, SUMR]
+    low, high = how.intervals(values_Q[:, None], [first.clusters[index] for index in common])[:, 0]
+    return Gap(*names, float(values_Q.mean()), float(low), float(high))
+
+
+def _values(ranks_q: np.ndarray) -> list[float]:
+    summary = summarize([ranks_q])
+    return [summary[name] for name in MEANS]

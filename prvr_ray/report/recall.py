@@ -1,0 +1,110 @@
+"""The section about retrieval: how well each row finds, how sure that is, what helped, and where it fails."""
+
+import numpy as np
+
+from prvr_ray.report.evaluation import MEANS, SUMR, Bootstrap, Evaluation, Gap, gap
+from prvr_ray.report.figures import draw_groups, draw_intervals
+from prvr_ray.report.page import Block, Cell, Figure, Figures, Section, Table, Text
+from prvr_ray.report.wording import count, signed
+from prvr_ray.retrieval.metrics import summarize, summarize_by_ratio
+
+ANCHOR, TITLE = "retrieval", "Retrieval"
+_COLUMNS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "r100": "R@100", "sumr": "SumR", "medr": "MedR",
+            "meanr": "MeanR", "map": "mAP"}  # fmt: skip
+_WEAK_AT = "r10"
+
+
+def recall_section(evaluation: Evaluation, how: Bootstrap) -> Section:
+    """Build the section: what helped, the table with intervals, recall by moment-to-video ratio."""
+    figures = [_interval_figure(evaluation, how)]
+    if np.isfinite(evaluation.ratios).any():
+        figures.append(_ratio_figure(evaluation))
+    blocks: list[Block] = [Text(what_helped(evaluation, how)), _table(evaluation, how), Figures(figures)]
+    return Section(ANCHOR, TITLE, blocks)
+
+
+def beat_teacher(evaluation: Evaluation, how: Bootstrap) -> str:
+    """Whether the fused student beat its teacher, in a sentence."""
+    found = _gap(evaluation, "fused", "teacher", how)
+    means = {row: evaluation.values_QM[row].mean(axis=0)[SUMR] for row in ("fused", "teacher")}
+    answer = "Yes" if found.low > 0 else "No" if found.high < 0 else "Not that this split could tell"
+    return (
+        f"{answer}: SumR {means['fused']:.1f} against {means['teacher']:.1f}, a difference of {signed(found.mean)} "
+        f"({100 * how.confidence:.0f} % interval {signed(found.low)} to {signed(found.high)})."
+    )
+
+
+def where_it_fails(evaluation: Evaluation) -> str:
+    """The weakest group by moment-to-video ratio and the queries that are lost, in a sentence or two."""
+    best = np.array([ranks_q[0] for ranks_q in evaluation.ranks["fused"]])
+    lost = f"For {100 * np.mean(best > 10):.0f} % of the queries the right video is not among the first 10."
+    groups = summarize_by_ratio(evaluation.ranks["fused"], evaluation.ratios)
+    if len(groups) < 2:
+        return lost
+    weakest = min(groups, key=lambda name: groups[name][_WEAK_AT])
+    return (
+        f"{lost} Weakest where the moment fills {_percent(weakest)} of its video: R@10 "
+        f"{groups[weakest][_WEAK_AT]:.1f}, against {summarize(evaluation.ranks['fused'])[_WEAK_AT]:.1f} overall."
+    )
+
+
+def what_helped(evaluation: Evaluation, how: Bootstrap) -> str:
+    """Each row against the one that it should improve on, in plain sentences."""
+    pairs = [("fused", "teacher"), *(("fused", branch) for branch in ("inheritance", "exploration"))]
+    pairs.append(("teacher+student", "fused"))
+    said = [str(_gap(evaluation, *pair, how)) for pair in pairs if set(pair) <= set(evaluation.ranks)]
+    return f"{'. '.join(_capital(sentence) for sentence in said)}."
+
+
+def _gap(evaluation: Evaluation, above: str, below: str, how: Bootstrap) -> Gap:
+    return gap(evaluation, evaluation, (above, below), (above, below), how)
+
+
+def _table(evaluation: Evaluation, how: Bootstrap) -> Table:
+    rows: list[list[str | Cell]] = []
+    for row, ranks in evaluation.ranks.items():
+        summary = summarize(ranks)
+        low_M, high_M = how.intervals(evaluation.values_QM[row], evaluation.clusters)
+        ends = dict(zip(MEANS, zip(low_M, high_M, strict=True), strict=True))
+        rows.append([row, *(_cell(name, summary[name], ends.get(name)) for name in _COLUMNS)])
+    caption = (
+        f"{evaluation.split} split, protocol {evaluation.protocol}, {count(len(evaluation.query_ids), 'query')}; below "
+        f"each figure its {100 * how.confidence:.0f} % interval, resampling videos. R@K in percent, SumR their sum."
+    )
+    return Table(caption, ["row", *_COLUMNS.values()], rows, strong="fused")
+
+
+def _cell(name: str, figure: float, ends: tuple[float, float] | None) -> Cell:
+    digits = 3 if name == "map" else 1
+    return Cell(f"{figure:.{digits}f}", f"{ends[0]:.{digits}f}–{ends[1]:.{digits}f}" if ends else "")
+
+
+def _interval_figure(evaluation: Evaluation, how: Bootstrap) -> Figure:
+    rows = {}
+    for row, values_QM in evaluation.values_QM.items():
+        low, high = how.intervals(values_QM[:, SUMR : SUMR + 1], evaluation.clusters)[:, 0]
+        rows[row] = (float(values_QM[:, SUMR].mean()), float(low), float(high))
+    said = ", ".join(f"{row} {figure:.1f}" for row, (figure, _, _) in rows.items())
+    label = f"SumR, {100 * how.confidence:.0f} % interval"
+    return Figure(draw_intervals(rows, label), "SumR of each row with its interval.", f"SumR: {said}")
+
+
+def _ratio_figure(evaluation: Evaluation) -> Figure:
+    groups = {row: summarize_by_ratio(ranks, evaluation.ratios) for row, ranks in evaluation.ranks.items()}
+    names = list(groups["fused"])
+    sizes = [f"{_percent(name)}\n{count(int(groups['fused'][name]['queries']), 'query')}" for name in names]
+    bars = {row: [found[name][_WEAK_AT] for name in names] for row, found in groups.items()}
+    return Figure(
+        draw_groups(sizes, bars, "R@10, %"),
+        "R@10 by how much of its video the moment fills. Short moments in long videos are the hard ones.",
+        "Bar chart of R@10 for each row, grouped by moment-to-video ratio",
+    )
+
+
+def _percent(group: str) -> str:
+    low, _, high = group.partition("-")
+    return f"{100 * float(low):.0f}–{100 * float(high):.0f} %"
+
+
+def _capital(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]

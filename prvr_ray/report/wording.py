@@ -1,0 +1,32 @@
+"""How numbers read on the page: times, intervals, differences."""
+
+
+def clock(seconds: float) -> str:
+    """A place in a video: 0:07, 12:30, 1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def duration(seconds: float) -> str:
+    """A length of time in the largest unit that leaves a number to read: 42 s, 12.5 min, 3.2 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
+
+
+def span(start_s: float, end_s: float) -> str:
+    """A stretch of a video: 0:07–0:12."""
+    return f"{clock(start_s)}–{clock(end_s)}"
+
+
+def signed(value: float) -> str:
+    """A difference, with its sign: +1.2, −0.4, 0.0."""
+    return f"{value:+.1f}".replace("-", "−") if round(value, 1) else "0.0"
+
+
+def count(number: int, noun: str) -> str:
+    """A number with its noun: 1 video, 1,200 videos, 3 queries."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number:,} {noun.removesuffix('y')}ies" if noun.endswith("y") else f"{number:,} {noun}s"
