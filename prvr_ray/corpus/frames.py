@@ -1,0 +1,128 @@
+"""A decoded picture made into an encoder's input: upright, square pixels, resized and cropped as open_clip does it.
+
+The result stops short of normalisation, which the encoder does on its own device. Only PIL and numpy are needed, so
+that the decoder's child process stays small.
+
+Shapes: H and W pixels.
+"""
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from PIL import Image
+
+from prvr_ray.corpus.errors import VideoError
+
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+RESIZE_MODES = ("shortest", "longest", "squash")
+
+
+@dataclass(frozen=True)
+class FrameSpec:
+    """How an encoder wants its frames: the fields of open_clip's preprocess configuration that shape pixels.
+
+    image_size: height and width in pixels. resize_mode: `shortest` side fitted, then centre crop; `longest` side
+    fitted, then padded with fill_color; or `squash`.
+    """
+
+    image_size: tuple[int, int]
+    resize_mode: str = "shortest"
+    interpolation: str = "bicubic"
+    fill_color: int = 0
+
+    def __post_init__(self) -> None:
+        if self.resize_mode not in RESIZE_MODES:
+            raise ValueError(f"resize_mode={self.resize_mode!r}; use one of {', '.join(RESIZE_MODES)}")
+        if self.interpolation not in _FILTERS:
+            raise ValueError(f"interpolation={self.interpolation!r}; use one of {', '.join(_FILTERS)}")
+
+
+class FrameConverter:
+    """Turns the decoded frames of one file into pictures; its colour converter is set up once."""
+
+    def __init__(self, sample_aspect_ratio: Fraction | None, max_pixels: int):
+        self._reformatter = VideoReformatter()
+        self._aspect = sample_aspect_ratio or Fraction(1)
+        self._max_pixels = max_pixels
+
+    def picture(self, frame: av.VideoFrame) -> Image.Image:
+        """The frame as it is meant to be seen: RGB, with square pixels, rotated upright.
+
+        Raises:
+            VideoError: too_large, more than max_pixels.
+        """
+        width = max(1, round(frame.width * self._aspect))
+        check_pixels(max(width, frame.width), frame.height, self._max_pixels)
+        rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
+        picture = Image.fromarray(rgb.to_ndarray())
+        if width != frame.width:
+            picture = picture.resize((width, frame.height), Image.Resampling.BICUBIC)
+        turn = _TURNS.get(frame.rotation)
+        return picture if turn is None else picture.transpose(turn)
+
+    def fit(self, picture: Image.Image, spec: FrameSpec) -> np.ndarray:
+        """Resize and crop a picture to an encoder's input.
+
+        Returns:
+            (3, H, W) uint8, what open_clip's evaluation transform gives before its normalisation.
+
+        Raises:
+            VideoError: too_large, a picture so long that resizing it passes max_pixels.
+        """
+        width, height = _resized(picture.size, spec)
+        check_pixels(width, height, self._max_pixels)
+        if (width, height) != picture.size:
+            picture = picture.resize((width, height), _FILTERS[spec.interpolation])
+        picture = _crop_or_pad(picture, spec)
+        return np.asarray(picture).transpose(2, 0, 1)
+
+
+# PyAV gives the turn counter-clockwise, and nonsense for a damaged matrix: other angles are left alone.
+_TURNS = {
+    90: Image.Transpose.ROTATE_90,
+    -90: Image.Transpose.ROTATE_270,
+    180: Image.Transpose.ROTATE_180,
+    -180: Image.Transpose.ROTATE_180,
+}
+
+
+def check_pixels(width: int, height: int, max_pixels: int) -> None:
+    """Refuse a picture that would not fit in memory.
+
+    Raises:
+        VideoError: too_large.
+    """
+    if width * height > max_pixels:
+        raise VideoError("too_large", f"a picture of {width}x{height} pixels; ingest.max_pixels is {max_pixels}")
+
+
+def _resized(size: tuple[int, int], spec: FrameSpec) -> tuple[int, int]:
+    """Width and height after resizing and before cropping; torchvision truncates, open_clip's own resize rounds."""
+    width, height = size
+    target_height, target_width = spec.image_size
+    if spec.resize_mode == "squash":
+        return target_width, target_height
+    if spec.resize_mode == "shortest" and target_width == target_height:
+        if width <= height:
+            return target_width, int(target_width * height / width)
+        return int(target_width * width / height), target_width
+    ratios = height / target_height, width / target_width
+    ratio = max(ratios) if spec.resize_mode == "longest" else min(ratios)
+    return max(1, round(width / ratio)), max(1, round(height / ratio))
+
+
+def _crop_or_pad(picture: Image.Image, spec: FrameSpec) -> Image.Image:
+    height, width = spec.image_size
+    if picture.width < width or picture.height < height:
+        canvas = Image.new("RGB", (max(width, picture.width), max(height, picture.height)), (spec.fill_color,) * 3)
+        canvas.paste(picture, ((canvas.width - picture.width) // 2, (canvas.height - picture.height) // 2))
+        picture = canvas
+    left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
+    return picture.crop((left, top, left + width, top + height))
