@@ -33,7 +33,9 @@ class IngestSettings(Settings):
         ["mp4", "m4v", "mov", "mkv", "webm", "avi", "flv", "3gp", "ts", "mpg", "mpeg", "wmv", "ogv"],
         description="a folder's files with other endings count as skipped",
     )
-    segment_frames: Count = Field(1024, le=1024, description="frames of one segment at most")
+    segment_frames: Count = Field(
+        256, le=1024, description="frames of one segment at most: what is decoded, retried and committed at once"
+    )
     split_shares: dict[str, Share] = Field(
         {"train": 0.8, "val": 0.1, "test": 0.1}, description="share of each split among videos that name none"
     )
@@ -41,15 +43,21 @@ class IngestSettings(Settings):
     retry: str = Field("transient", description="which failures to try again: transient, all, or one error class")
     limit: int = Field(0, ge=0, description="ingest at most this many videos; 0: all")
     shard_bytes: Count = Field(64 * 2**20, le=256 * 2**20, description="bytes of one feature shard, about")
-    decode_timeout_s: Positive = Field(120.0, description="seconds that one segment may take to decode")
+    decode_timeout_s: Positive = Field(600.0, description="seconds that one segment may take to decode")
+    decode_stall_s: Positive = Field(60.0, description="seconds without a decoded packet, after which a file has hung")
     decode_memory_bytes: Count = Field(4 * 2**30, description="memory of one decoder process, bytes")
+    max_duration_s: Positive = Field(48 * 3600.0, description="seconds of one video at most; a longer one is a failure")
     max_pixels: Count = Field(8192 * 8192, description="pixels of one frame at most; a larger one is a failure")
     num_decoders: int = Field(0, ge=0, description="decoder processes; 0: one per CPU of the cluster")
-    decoder_cpus: Positive = Field(1.0, description="CPUs of one decoder")
+    decoder_cpus: float = Field(
+        0.0, ge=0, description="CPUs of one decoder; 0: one, or half of one where the encoder has no GPU"
+    )
     min_encoders: Count = Field(1, description="encoder actors at the start")
     max_encoders: Count = Field(1, description="encoder actors at most")
     encoder_gpus: float = Field(0.0, ge=0, description="GPUs of one encoder; 0: it runs on the CPU")
-    encoder_cpus: Positive = Field(1.0, description="CPUs of one encoder")
+    encoder_cpus: Positive = Field(0.5, description="CPUs of one encoder")
+    decoder_labels: dict[str, str] = Field({}, description="labels that a decoder's node must carry, name: value")
+    encoder_labels: dict[str, str] = Field({}, description="labels that an encoder's node must carry, name: value")
     batch_frames: Count = Field(64, description="frames of one forward pass of the encoder")
 
 
@@ -164,10 +172,60 @@ class EvaluateSettings(Settings):
     )
 
 
-class TuneSettings(Settings):
-    """The hyperparameter search."""
+# What `prvr tune` varies unless a file says otherwise: KIND: [bounds], both ends included (prvr_ray.search.space).
+# Ranges reach about a factor of three around the paper's values; of the branch weights only the ratio counts.
+DEFAULT_SPACE: dict[str, dict[str, list[Any]]] = {
+    "train.distillation_weight": {"loguniform": [0.01, 1.0]},
+    "train.distillation_decay": {"choice": ["exp", "linear", "sigmoid", "none"]},
+    "train.distillation_temperature": {"loguniform": [0.05, 1.0]},
+    "train.alpha": {"uniform": [0.0, 1.0]},
+    "train.alpha_decay": {"choice": ["sigmoid", "exp", "linear", "cosine", "none"]},
+    "train.beta": {"uniform": [0.0, 1.0]},
+    "train.beta_decay": {"choice": ["sigmoid", "exp", "linear", "cosine", "none"]},
+    "train.inheritance_nce_weight": {"loguniform": [0.01, 0.2]},
+    "train.exploration_nce_weight": {"loguniform": [0.01, 0.2]},
+    "train.margin": {"uniform": [0.05, 0.4]},
+    "train.hard_pool_size": {"int": [1, 64]},
+    "student.exploration_weight": {"uniform": [0.1, 0.9]},
+    "train.lr": {"loguniform": [8e-5, 1e-3]},
+    "train.dropout": {"uniform": [0.0, 0.5]},
+    "train.input_dropout": {"uniform": [0.0, 0.5]},
+    "train.soft_target_rows": {"choice": ["batch_order", "random"]},
+    "train.detach_soft_targets": {"choice": [False, True]},
+}
 
-    num_trials: Count = Field(32, description="trials, the base configuration included")
+
+class TuneSettings(Settings):
+    """The hyperparameter search, its proof, and the ablations."""
+
+    num_trials: Count = Field(32, description="trials, the base configuration included; with pbt: the population")
+    space: dict[str, dict[str, list[Any]]] = Field(
+        DEFAULT_SPACE, description="SETTING: {uniform | loguniform | int: [low, high]} or {choice: [value, ...]}"
+    )
+    points: list[dict[str, Any]] = Field(
+        [], description="tried right after the base: SETTING: value; settings left out are the base's"
+    )
+    sampler: Literal["tpe", "random"] = Field("tpe", description="how later points are chosen; tpe learns from trials")
+    seed: int = Field(0, description="of the sampler")
+    scheduler: Literal["asha", "pbt", "none"] = Field(
+        "asha", description="asha: stop what falls behind; pbt: population based training; none: train all to the end"
+    )
+    grace_epochs: Count = Field(5, description="asha: epochs of every trial; pbt: epochs between two perturbations")
+    reduction_factor: Annotated[int, Field(ge=2)] = Field(
+        3, description="asha: one trial in this many goes on at grace_epochs, grace_epochs * reduction_factor, ..."
+    )
+    trial_cpus: Positive = Field(1.0, description="CPUs of one trial; trials of one process, train.num_workers=1")
+    trial_gpus: float = Field(0.0, ge=0, description="GPUs of one trial, or a share of one; 0: it runs on the CPU")
+    max_concurrent: int = Field(0, ge=0, description="trials at a time; 0: as many as there is room for")
+    confirm_top: int = Field(3, ge=0, description="best trials that are trained again on seeds; 0: no proof")
+    num_seeds: Annotated[int, Field(ge=2)] = Field(5, description="seeds of the proof, and of each ablation")
+    test_split: str = Field("test", description="split that the proof reports once; nothing is chosen by it")
+    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.95, description="of the intervals; those of the proof hold for all its candidates together"
+    )
+    teacher_noise: list[Annotated[float, Field(ge=0)]] = Field(
+        [0.5, 1.0, 2.0], description="ablate: steps of noise on the teacher's vectors, in units of their own length"
+    )
 
 
 class ReportSettings(Settings):

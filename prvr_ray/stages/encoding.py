@@ -1,0 +1,95 @@
+"""What an encoding worker of ingest does: packs of frames and captions in, rows of the features tables out. No Ray.
+
+Shapes: N queries, F frames, T tokens, D features, H and W pixels.
+"""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from prvr_ray import schema
+from prvr_ray.encoders import Encoder, load_encoder
+from prvr_ray.schema import pack_vectors
+from prvr_ray.stages.wanted import text_hash
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EncodePlan:
+    """Which encoders run: the teacher's name, and the student's where it is another one.
+
+    inputs: for each encoder the number of its frame spec.
+    num_threads: of one encoder on a CPU.
+    """
+
+    names: tuple[str, ...]
+    inputs: tuple[int, ...]
+    micro_batch: int
+    num_threads: int
+
+    def load(self) -> list[Encoder]:
+        """Load the encoders, on the GPU where there is one."""
+        torch.set_num_threads(self.num_threads)  # Ray allows one thread to a worker that reserves part of a CPU
+        return [load_encoder(name, micro_batch=self.micro_batch) for name in self.names]
+
+
+class EncodePacks:
+    """Turns packs into rows of the features table, with its encoders on one device."""
+
+    def __init__(self, encoders: EncodePlan):
+        warnings.filterwarnings("ignore", "The given (NumPy array|buffer) is not writable")  # nobody writes to frames
+        self._plan = encoders
+        self._encoders = encoders.load()
+
+    def __call__(self, packs: pa.Table) -> Iterator[pa.Table]:
+        """Encode each pack's frames together."""
+        for segments, frames in zip(packs["segments"], packs["frames"], strict=True):
+            rows = pa.ipc.open_stream(segments.as_buffer()).read_all()
+            yield self._encoded(rows, [value.as_buffer() for value in frames])
+
+    def _encoded(self, rows: pa.Table, frames: list[pa.Buffer]) -> pa.Table:
+        kept = rows.to_pylist()
+        for column, encoder, index in zip(("teacher", "student"), self._encoders, self._plan.inputs, strict=False):
+            frames_F3HW = np.frombuffer(frames[index], np.uint8).reshape(-1, 3, *encoder.spec.image_size)
+            ends = np.cumsum([row["num_frames"] for row in kept])
+            vectors = np.split(encoder.encode_frames(frames_F3HW), ends[:-1])
+            kept = [_with_vectors(row, column, x_FD) for row, x_FD in zip(kept, vectors, strict=True)]
+        return pa.Table.from_pylist(kept, schema=schema.FEATURE_VIDEOS)
+
+
+class EncodeQueries:
+    """Turns queries into rows of the features table: pooled teacher vectors, and states of the student's tokens."""
+
+    def __init__(self, encoders: EncodePlan):
+        self._encoders = encoders.load()
+
+    def __call__(self, queries: pa.Table) -> pa.Table:
+        texts = queries["text"].to_pylist()
+        pooled_ND, states = self._encoders[0].encode_text(texts)
+        if len(self._encoders) > 1:
+            _, states = self._encoders[1].encode_text(texts)
+        columns = {
+            "query_id": queries["query_id"],
+            "text_hash": [text_hash(text) for text in texts],
+            "num_tokens": [len(states_TD) for states_TD in states],
+            "teacher": [pack_vectors(vector_D[None]) for vector_D in pooled_ND],
+            "student": [pack_vectors(states_TD) for states_TD in states],
+        }
+        return pa.table(columns, schema=schema.FEATURE_QUERIES)
+
+
+def _with_vectors(row: Row, column: str, vectors_FD: np.ndarray) -> Row:
+    """A row with one column of vectors; vectors that float16 cannot hold make it a failure."""
+    if row["error_class"]:
+        return row
+    try:
+        return {**row, column: pack_vectors(vectors_FD)}
+    except ValueError as error:
+        nothing = {"num_frames": 0, "timestamps_s": None, "teacher": None, "student": None}
+        return {**row, **nothing, "error_class": "encode", "error": str(error)}
