@@ -1,0 +1,168 @@
+"""From features to batches: sampling and alignment of frames, which videos a step sees, and its tensors.
+
+A batch is a pure function of (seed, epoch, step), whatever the number of workers; each worker gets the frames and
+queries of its own videos. Rows are ragged: nothing is padded.
+
+Shapes: N queries, V videos, R rows, D features; a small v or n: of this worker only.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prvr_ray.student.cache import FeatureCache, Ragged
+from prvr_ray.student.model import Layout
+from prvr_ray.student.scores import OwnFrames
+
+NORM_EPSILON = 1e-5  # METHOD: x / (|x| + 1e-5)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def sample_uniform(x_nD: np.ndarray, limit: int) -> np.ndarray:
+    """Shorten a sequence to at most `limit` rows by averaging neighbours (METHOD: "Data preparation").
+
+    Args:
+        x_nD: (n, D), array or tensor.
+
+    Returns:
+        x itself if n <= limit, else (limit, D) float32.
+    """
+    x_nD = np.asarray(x_nD)
+    return x_nD if len(x_nD) <= limit else resample(x_nD, limit)
+
+
+def resample(x_nD: np.ndarray, length: int) -> np.ndarray:
+    """Average a sequence into `length` equal parts; a part that holds no row repeats the row where it starts.
+
+    Returns:
+        (length, D) float32; (0, D) if x is empty.
+    """
+    x_nD = np.asarray(x_nD, dtype=np.float32)
+    if not len(x_nD):
+        return x_nD
+    edges = np.round(np.arange(length + 1) / length * len(x_nD)).astype(np.int64).clip(0, len(x_nD) - 1)
+    sums_lD = np.add.reduceat(x_nD, edges, axis=0)[:-1]
+    return sums_lD / np.diff(edges).clip(1)[:, None].astype(np.float32)
+
+
+def normalize(x_nD: np.ndarray) -> np.ndarray:
+    """Scale rows to unit length as the student expects them; float32."""
+    x_nD = np.asarray(x_nD, dtype=np.float32)
+    return x_nD / (np.linalg.norm(x_nD, axis=-1, keepdims=True) + NORM_EPSILON)
+
+
+def align(
+    student_nD: np.ndarray, teacher_mD: np.ndarray, limit: int, faithful: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bring a video's student and teacher frames to one length for distillation.
+
+    Args:
+        limit: frames that the student sees at most.
+        faithful: as published, the student's frames are resampled to the teacher's; else the teacher's to the
+            student's, so that the student sees a video the same way in training and afterwards.
+
+    Returns:
+        Student frames, normalised, and teacher frames, raw; the same number of each.
+    """
+    student_FD = sample_uniform(student_nD, limit)
+    teacher_FD = sample_uniform(teacher_mD, limit)
+    if len(student_FD) != len(teacher_FD):
+        if faithful:
+            student_FD = resample(student_FD, len(teacher_FD))
+        else:
+            teacher_FD = resample(teacher_mD, len(student_FD))
+    return normalize(student_FD), teacher_FD
+
+
+def epoch_batches(videos: np.ndarray, videos_per_batch: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """The videos of every step of an epoch: all of them in random order; the last batch may be smaller."""
+    shuffled = np.random.default_rng([seed, epoch]).permutation(videos)
+    return [shuffled[start : start + videos_per_batch] for start in range(0, len(shuffled), videos_per_batch)]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one worker needs of a global batch of V videos and N queries.
+
+    video_of_query_N: column of each query's video. owner_of_video_V, owner_of_query_N: the worker that encodes it.
+    frames_RD, teacher_frames_RD, frame_layout: this worker's videos. tokens_RD, token_layout: its queries.
+    teacher_queries_ND: of all queries. own: the frames of each query's video, where they are here.
+    """
+
+    video_of_query_N: Tensor
+    owner_of_video_V: Tensor
+    owner_of_query_N: Tensor
+    frames_RD: Tensor
+    teacher_frames_RD: Tensor
+    frame_layout: Layout
+    tokens_RD: Tensor
+    token_layout: Layout
+    teacher_queries_ND: Tensor
+    own: OwnFrames
+
+
+@dataclass(frozen=True)
+class BatchReader:
+    """Makes one worker's batches. Tensors lie on `device` in `dtype`."""
+
+    cache: FeatureCache
+    sort_by_captions: bool = True
+    rank: int = 0
+    world_size: int = 1
+    device: str | torch.device = "cpu"
+    dtype: torch.dtype = torch.float32
+
+    def read(self, videos_V: np.ndarray) -> Batch:
+        """The batch of these videos, with all their queries."""
+        _, counts_V = self.cache.queries_of(videos_V)
+        if self.sort_by_captions:
+            videos_V = videos_V[np.argsort(-counts_V, kind="stable")]
+        queries_N, counts_V = self.cache.queries_of(videos_V)
+        video_of_query_N = np.repeat(np.arange(len(videos_V)), counts_V)
+        owner_V = np.arange(len(videos_V)) % self.world_size
+        owner_N = owner_V[video_of_query_N]
+        mine_v = videos_V[owner_V == self.rank]
+        local_N = np.where(owner_N == self.rank, video_of_query_N // self.world_size, -1)
+
+        frames_RD, frame_layout = self.take(self.cache.frames, mine_v)
+        tokens_RD, token_layout = self.take(self.cache.tokens, queries_N[owner_N == self.rank])
+        return Batch(
+            video_of_query_N=self._put(video_of_query_N),
+            owner_of_video_V=self._put(owner_V),
+            owner_of_query_N=self._put(owner_N),
+            frames_RD=frames_RD,
+            teacher_frames_RD=self.take(self.cache.teacher_frames, mine_v)[0],
+            frame_layout=frame_layout,
+            tokens_RD=tokens_RD,
+            token_layout=token_layout,
+            teacher_queries_ND=self.take(self.cache.teacher_queries, queries_N)[0],
+            own=OwnFrames.of(self._put(local_N), frame_layout),
+        )
+
+    def take(self, array: Ragged, items: np.ndarray) -> tuple[Tensor, Layout]:
+        """The rows of some items of one of the cache's arrays, and their layout."""
+        rows_RD, lengths = array.take(items)
+        return self._put(rows_RD).to(self.dtype), Layout.from_lengths(self._put(lengths))
+
+    def _put(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+
+def prefetch(make: Callable[[Item], Result], items: Iterable[Item], depth: int = 2) -> Iterator[Result]:
+    """`map(make, items)`, with the next `depth` results made ahead in a thread."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting: deque = deque()
+        for item in items:
+            waiting.append(pool.submit(make, item))
+            if len(waiting) > depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

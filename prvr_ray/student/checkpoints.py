@@ -1,0 +1,119 @@
+"""A student, or a whole training state, as the bytes of one safetensors object: put and read whole, never unpickled.
+
+Owns the format. Where the bytes go is the caller's.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from prvr_ray.student.model import Student
+from prvr_ray.student.optimizer import BertAdam
+
+
+@dataclass
+class Progress:
+    """How far a training is.
+
+    epoch: the epoch under way, from 0. step: steps done in it. num_updates: steps done in all.
+    sums: loss parts, summed over this epoch's steps. best_sumr, best_epoch: of the fused validation SumR.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    num_updates: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    best_sumr: float = -1.0
+    best_epoch: int = -1
+
+    def add(self, parts: dict[str, float]) -> None:
+        """Count one step."""
+        self.step += 1
+        self.num_updates += 1
+        for name, value in parts.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def end_epoch(self, sumr: float) -> bool:
+        """Begin the next epoch; whether the one that ends is the best so far."""
+        is_best = sumr > self.best_sumr
+        if is_best:
+            self.best_sumr, self.best_epoch = sumr, self.epoch
+        self.epoch, self.step, self.sums = self.epoch + 1, 0, {}
+        return is_best
+
+
+@dataclass
+class TrainingState:
+    """All that a resumed run needs. The random numbers of a step follow from (seed, epoch, step, worker), so there is
+    no generator to keep."""
+
+    model: Student
+    optimizer: BertAdam
+    progress: Progress
+
+    def to_bytes(self) -> bytes:
+        """Weights, optimizer and progress as one safetensors object."""
+        tensors = _prefixed("model", self.model.state_dict())
+        for name, parameter in self.model.named_parameters():
+            tensors |= _prefixed(f"optimizer.{name}", self.optimizer.state[parameter])
+        return _to_bytes(tensors, {"student": self.model.arguments, "progress": asdict(self.progress)})
+
+    def load_bytes(self, data: bytes) -> None:
+        """Continue from what `to_bytes` gave, in place.
+
+        Raises:
+            ValueError: the bytes are damaged or belong to another student.
+        """
+        tensors, metadata = _read(data)
+        if metadata["student"] != self.model.arguments:
+            raise ValueError(f"a checkpoint of another student: {metadata['student']}, here {self.model.arguments}")
+        self.model.load_state_dict(_below("model", tensors))
+        for name, parameter in self.model.named_parameters():
+            moments = _below(f"optimizer.{name}", tensors)
+            self.optimizer.state[parameter] = {key: value.to(parameter) for key, value in moments.items()}
+        self.progress = Progress(**metadata["progress"])
+        for group in self.optimizer.param_groups:
+            group["step"] = self.progress.num_updates
+
+
+def student_to_bytes(model: Student) -> bytes:
+    """The weights alone, and what makes the student, as one safetensors object."""
+    return _to_bytes(_prefixed("model", model.state_dict()), {"student": model.arguments})
+
+
+def student_from_bytes(data: bytes) -> Student:
+    """The student of `student_to_bytes` or of a whole training state, on the CPU, for inference.
+
+    Raises:
+        ValueError: the bytes are damaged.
+    """
+    tensors, metadata = _read(data)
+    model = Student(**metadata["student"])
+    model.load_state_dict(_below("model", tensors))
+    return model.eval()
+
+
+def _to_bytes(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> bytes:
+    return safetensors.torch.save(tensors, {"prvr_ray": json.dumps(metadata)})  # one key: safetensors keeps no order
+
+
+def _read(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        tensors = safetensors.torch.load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        return tensors, json.loads(header["__metadata__"]["prvr_ray"])
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise ValueError(f"not a checkpoint: {error}") from None
+
+
+def _prefixed(prefix: str, tensors: dict[str, Any]) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{prefix}."): value for name, value in tensors.items() if name.startswith(f"{prefix}.")}

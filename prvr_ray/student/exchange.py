@@ -1,0 +1,89 @@
+"""What workers tell each other in a step: query vectors, score columns, gradients. One process talks to nobody.
+
+Frame features never travel. Every worker knows who owns which row, so counts are not exchanged; ragged counts are
+padded to the largest. `torch.distributed` must be initialised before an `Exchange` of several workers is made.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class Exchange:
+    """The workers of one training run: those of torch.distributed if it is initialised, else this process alone."""
+
+    def __init__(self) -> None:
+        together = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank() if together else 0
+        self.world_size = dist.get_world_size() if together else 1
+
+    def gather(self, local: Tensor, owner_n: Tensor, same_loss: bool = False) -> Tensor:
+        """The rows of all workers, in batch order, with gradient.
+
+        Args:
+            local: this worker's rows, in batch order.
+            owner_n: the worker of every row of the result.
+            same_loss: every worker computes the same loss from the result. Then its own gradient is already the
+                whole one; else the gradients of all workers are summed.
+        """
+        if self.world_size == 1:
+            return local
+        counts = torch.bincount(owner_n, minlength=self.world_size)
+        order = owner_n.argsort(stable=True)
+        within = torch.arange(len(owner_n), device=owner_n.device) - (counts.cumsum(0) - counts)[owner_n[order]]
+        slot_n = torch.empty_like(order)
+        slot_n[order] = owner_n[order] * counts.max() + within
+        padded = local.new_zeros(int(counts.max()), *local.shape[1:])
+        padded = torch.cat([local, padded[len(local) :]])
+        return _Gather.apply(padded, self.rank, self.world_size, same_loss)[slot_n]
+
+    def gather_columns(self, local_Nv: list[Tensor], owner_V: Tensor) -> list[Tensor]:
+        """Several (N, v) matrices of this worker's videos to (N, V), in one message; all workers compute one loss."""
+        if self.world_size == 1:
+            return local_Nv
+        stacked_vMN = torch.stack(local_Nv).permute(2, 0, 1)
+        return list(self.gather(stacked_vMN, owner_V, same_loss=True).permute(1, 2, 0).unbind())
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over all workers, without gradient."""
+        total = value.detach().clone()
+        if self.world_size > 1:
+            dist.all_reduce(total)
+        return total
+
+    def sum_gradients(self, model: nn.Module) -> None:
+        """Sum the gradients of all workers in place, with one message.
+
+        The model has 4 to 6 million parameters: one message of their size after the backward pass is simpler than
+        DistributedDataParallel's buckets, and exact where a worker has no video.
+        """
+        if self.world_size == 1:
+            return
+        params = [p for p in model.parameters() if p.requires_grad]
+        for p in params:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        grads = [p.grad for p in params if p.grad is not None]
+        flat = torch.cat([grad.flatten() for grad in grads])
+        dist.all_reduce(flat)
+        for grad, part in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+            grad.copy_(part.view_as(grad))
+
+
+class _Gather(torch.autograd.Function):
+    """all_gather of equally shaped tensors along dimension 0."""
+
+    @staticmethod
+    def forward(ctx: Any, local: Tensor, rank: int, world_size: int, same_loss: bool) -> Tensor:
+        ctx.rank, ctx.count, ctx.same_loss = rank, len(local), same_loss
+        parts = [torch.empty_like(local) for _ in range(world_size)]
+        dist.all_gather(parts, local.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad = grads[0].contiguous()
+        if not ctx.same_loss:
+            dist.all_reduce(grad)
+        return grad[ctx.rank * ctx.count : (ctx.rank + 1) * ctx.count], None, None, None

@@ -1,0 +1,216 @@
+"""The loop: it learns, resumes bit for bit, and several workers do what one does."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from splits import QUIET, STUDENT, TRAIN, make_split
+
+from prvr_ray.config import TrainSettings
+from prvr_ray.student.batching import BatchReader, epoch_batches
+from prvr_ray.student.cache import FeatureCache, read_cache
+from prvr_ray.student.checkpoints import TrainingState, student_from_bytes, student_to_bytes
+from prvr_ray.student.exchange import Exchange
+from prvr_ray.student.objective import EpochWeights, batch_losses
+from prvr_ray.student.training import fit, new_state, train_step
+
+
+@pytest.fixture
+def splits(tmp_path: Path) -> tuple[FeatureCache, FeatureCache]:
+    """Eleven training videos, batches of four with a ragged last one; six for validation."""
+    return make_split(tmp_path / "train", 11), make_split(tmp_path / "val", 6, seed=1)
+
+
+class Stopped(Exception):
+    """A run that is killed."""
+
+
+def _kill_after(num_updates: int, kept: list[bytes]) -> Callable[[TrainingState], None]:
+    def on_step(state: TrainingState) -> None:
+        if state.progress.num_updates == num_updates:
+            kept.append(state.to_bytes())
+            raise Stopped
+
+    return on_step
+
+
+@pytest.mark.parametrize("branches", [["inheritance", "exploration"], ["inheritance"], ["exploration"]])
+def test_training_learns(tmp_path, branches):
+    train, validation = make_split(tmp_path / "train", 40), make_split(tmp_path / "val", 20, seed=1)
+    student = STUDENT.model_copy(update={"branches": branches})
+    epochs = []
+    settings = QUIET.model_copy(update={"num_epochs": 15, "videos_per_batch": 8})
+    state = fit(train, validation, student, settings, on_epoch=lambda metrics, state: epochs.append(metrics))
+    assert epochs[-1]["loss/total"] < 0.8 * epochs[0]["loss/total"]
+    assert state.progress.best_sumr > 215  # chance among 20 videos: 5 + 25 + 50 + 100
+    for branch in branches:
+        assert f"{branch}/sumr" in epochs[-1]
+
+
+def test_every_epoch_reports_losses_schedules_recalls_and_speed(splits):
+    epochs = []
+    fit(*splits, STUDENT, TRAIN, on_epoch=lambda metrics, state: epochs.append(metrics))
+    assert [metrics["epoch"] for metrics in epochs] == [0, 1, 2]
+    parts = ["inheritance_triplet", "inheritance_nce", "exploration_triplet", "exploration_nce", "distillation"]
+    for metrics in epochs:
+        assert all(math.isfinite(value) for value in metrics.values())
+        assert metrics["loss/total"] == pytest.approx(sum(metrics[f"loss/{part}"] for part in parts))
+        assert metrics["schedule/distillation"] == pytest.approx(0.95 ** metrics["epoch"])
+        assert {"schedule/alpha", "schedule/beta", "lr", "speed/videos_per_s", "speed/data_wait_share"} <= set(metrics)
+        rows = ("teacher", "inheritance", "exploration", "fused")
+        assert all(f"{row}/{name}" in metrics for row in rows for name in ("r1", "r5", "r10", "r100", "sumr", "medr"))
+
+
+@pytest.mark.parametrize("killed_after", [1, 2, 3, 7])
+def test_a_resumed_run_ends_bit_equal_to_an_uninterrupted_one_with_dropout(splits, killed_after):
+    whole_epochs, resumed_epochs = [], []
+    whole = fit(*splits, STUDENT, TRAIN, on_epoch=lambda metrics, state: whole_epochs.append(metrics))
+
+    kept: list[bytes] = []
+    if killed_after == 3:  # an epoch's end
+        with pytest.raises(Stopped):
+            fit(*splits, STUDENT, TRAIN, on_epoch=lambda metrics, state: _kill_after(3, kept)(state))
+    else:
+        with pytest.raises(Stopped):
+            fit(*splits, STUDENT, TRAIN, on_step=_kill_after(killed_after, kept))
+    torch.manual_seed(999)  # a new process
+    resumed = fit(
+        *splits, STUDENT, TRAIN, resume=kept[0], on_epoch=lambda metrics, state: resumed_epochs.append(metrics)
+    )
+
+    assert resumed.to_bytes() == whole.to_bytes()
+    timeless = [{k: v for k, v in metrics.items() if not k.startswith("speed/")} for metrics in whole_epochs]
+    assert [{k: v for k, v in m.items() if not k.startswith("speed/")} for m in resumed_epochs] == timeless[
+        killed_after // 3 :
+    ]
+
+
+def test_a_finished_run_stays_finished(splits):
+    done = fit(*splits, STUDENT, TRAIN)
+    again = fit(*splits, STUDENT, TRAIN, resume=done.to_bytes(), on_step=lambda state: pytest.fail("a step"))
+    assert again.to_bytes() == done.to_bytes()
+
+
+def test_training_stops_after_patience_epochs_without_a_better_sumr(splits):
+    frozen = TRAIN.model_copy(update={"lr": 1e-12, "num_epochs": 50, "patience": 2})
+    state = fit(*splits, STUDENT, frozen)
+    assert (state.progress.best_epoch, state.progress.epoch) == (0, 3)
+
+
+def test_a_student_below_its_teacher_is_warned_of(splits, caplog):
+    train, validation = splits
+    fit(train, validation, STUDENT, TRAIN.model_copy(update={"lr": 1e-12, "num_epochs": 1}))
+    assert "below its teacher's" in caplog.text
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update_and_is_named(splits):
+    train, _ = splits
+    state = new_state(train, STUDENT, QUIET, 3, "cpu")
+    with torch.no_grad():
+        state.model.branches["exploration"].video_output.bias[0] = torch.nan
+    before = {name: p.clone() for name, p in state.model.named_parameters()}
+    batch = BatchReader(train).read(np.arange(4))
+    with pytest.raises(FloatingPointError, match="exploration_triplet is nan at epoch 0, step 0"):
+        train_step(state, batch, QUIET, EpochWeights.of(QUIET, 0), Exchange())
+    assert all(torch.equal(p, before[name]) or p.isnan().any() for name, p in state.model.named_parameters())
+    assert not state.optimizer.state
+
+
+def test_bf16_autocast_stays_close_to_float32(splits):
+    train, _ = splits
+    losses = {}
+    for precision in ("float32", "bf16"):
+        settings = QUIET.model_copy(update={"precision": precision})
+        state = new_state(train, STUDENT, settings, 3, "cpu")
+        batch = BatchReader(train).read(np.arange(4))
+        losses[precision] = train_step(state, batch, settings, EpochWeights.of(settings, 0), Exchange())["total"]
+    assert losses["bf16"] == pytest.approx(losses["float32"], rel=0.02)
+    assert losses["bf16"] != losses["float32"]
+
+
+def test_a_student_comes_back_from_its_bytes_alone(splits):
+    state = fit(*splits, STUDENT, TRAIN.model_copy(update={"num_epochs": 1}))
+    tokens, mask = torch.randn(2, 3, 10), torch.ones(2, 3)
+    expected = state.model.eval().encode_queries(tokens, mask)
+    for data in (student_to_bytes(state.model), state.to_bytes()):
+        for name, vectors in student_from_bytes(data).encode_queries(tokens, mask).items():
+            assert torch.equal(vectors, expected[name])
+
+
+def test_damaged_and_foreign_checkpoints_are_refused(splits):
+    state = new_state(splits[0], STUDENT, TRAIN, 3, "cpu")
+    data = state.to_bytes()
+    with pytest.raises(ValueError, match="not a checkpoint"):
+        state.load_bytes(data[: len(data) // 2])
+    other = new_state(splits[0], STUDENT.model_copy(update={"hidden_dim": 32}), TRAIN, 3, "cpu")
+    with pytest.raises(ValueError, match="another student"):
+        other.load_bytes(data)
+
+
+def _steps(train: FeatureCache, settings: TrainSettings, count: int) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """`count` steps from the start, across epochs; all weights, and each step's loss."""
+    exchange = Exchange()
+    state = new_state(train, STUDENT, settings, 3, "cpu")
+    reader = BatchReader(
+        train, rank=exchange.rank, world_size=exchange.world_size, dtype=next(state.model.parameters()).dtype
+    )
+    batches = [b for e in range(count) for b in epoch_batches(train.captioned_videos(), 4, settings.seed, e)]
+    losses = [
+        train_step(state, reader.read(videos), settings, EpochWeights.of(settings, i // 3), exchange)["total"]
+        for i, videos in enumerate(batches[:count])
+    ]
+    return dict(state.model.state_dict()), losses
+
+
+def _gradient(train: FeatureCache, settings: TrainSettings, videos: np.ndarray) -> tuple[torch.Tensor, float]:
+    """The gradient of one batch, as one vector, and its loss."""
+    exchange = Exchange()
+    state = new_state(train, STUDENT, settings, 3, "cpu")
+    batch = BatchReader(train, rank=exchange.rank, world_size=exchange.world_size).read(videos)
+    generator = torch.Generator().manual_seed(0)
+    loss, parts = batch_losses(state.model, batch, settings, EpochWeights.of(settings, 0), exchange, generator)
+    loss.backward()
+    exchange.sum_gradients(state.model)
+    total = torch.stack(list(parts.values())).sum()
+    return torch.cat([p.grad.flatten() for p in state.model.parameters()]), total.item()
+
+
+def _worker(rank: int, world_size: int, folder: Path, settings: TrainSettings) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
+    train, validation = read_cache(folder / "train"), read_cache(folder / "val")
+    results = {
+        "gradients": [_gradient(train, settings, np.arange(count)) for count in (4, 2, 1)],
+        "steps": _steps(train, settings.model_copy(update={"precision": "float64"}), 20),
+        "fit": fit(train, validation, STUDENT, settings).progress.best_sumr,
+    }
+    torch.save(results, folder / f"results-{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_workers_give_the_loss_and_gradient_of_one_process(tmp_path, world_size):
+    """Batches of 4, 2 and 1 videos: with three workers, some have no video; 11 videos leave a ragged last batch."""
+    train, validation = make_split(tmp_path / "train", 11), make_split(tmp_path / "val", 6, seed=1)
+    mp.start_processes(_worker, (world_size, tmp_path, QUIET), nprocs=world_size, start_method="spawn")
+    workers = [torch.load(tmp_path / f"results-{rank}.pt", weights_only=True) for rank in range(world_size)]
+
+    for count, *results in zip((4, 2, 1), *(worker["gradients"] for worker in workers), strict=True):
+        gradient, loss = _gradient(train, QUIET, np.arange(count))
+        for worker_gradient, worker_loss in results:
+            assert worker_loss == pytest.approx(loss, rel=1e-5)
+            torch.testing.assert_close(worker_gradient, gradient, rtol=1e-5, atol=1e-5 * gradient.abs().max().item())
+
+    weights, losses = _steps(train, QUIET.model_copy(update={"precision": "float64"}), 20)
+    for worker_weights, worker_losses in (worker["steps"] for worker in workers):
+        assert worker_losses == pytest.approx(losses, rel=1e-8)
+        for name, expected in weights.items():
+            torch.testing.assert_close(worker_weights[name], expected, rtol=1e-8, atol=1e-8)
+
+    alone = fit(train, validation, STUDENT, QUIET).progress.best_sumr
+    assert [worker["fit"] for worker in workers] == [pytest.approx(alone)] * world_size
