@@ -1,7 +1,8 @@
 """The section about the collection: how much there is, and what could not be used, with examples."""
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from prvr_ray.report.wording import count, duration
 
 ANCHOR, TITLE = "corpus", "Corpus and failures"
 _EXAMPLES = 3
+_NO_LENGTHS = "No video of known length has been ingested."
 _MINUTE = 60
 _LENGTHS_S = (0, 10, 30, _MINUTE, 3 * _MINUTE, 10 * _MINUTE, 30 * _MINUTE, np.inf)
 _LENGTH_NAMES = ("<10 s", "10-30 s", "30-60 s", "1-3 min", "3-10 min", "10-30 min", ">30 min")
@@ -24,7 +26,8 @@ _LENGTH_NAMES = ("<10 s", "10-30 s", "30-60 s", "1-3 min", "3-10 min", "10-30 mi
 class Corpus:
     """The rows that a report counts.
 
-    videos: schema VIDEOS. queries: schema QUERIES. durations_s: video_id -> seconds, of the ingested ones.
+    videos: schema VIDEOS. queries: schema QUERIES. durations_s: video_id -> seconds, of the ingested ones; NaN where
+    it is unknown, as for released features.
     failures: (error_class, video_id, error), one a video.
     """
 
@@ -47,6 +50,7 @@ def read_corpus(collection: Collection, features: str) -> Corpus:
         )
     }
     durations_s = dict(zip(whole["video_id"].to_pylist(), whole["duration_s"].to_pylist(), strict=True))
+    durations_s = {video_id: math.nan if length_s is None else length_s for video_id, length_s in durations_s.items()}
     return Corpus(collection.videos(), collection.queries(), durations_s, list(failures.values()))
 
 
@@ -54,7 +58,7 @@ def corpus_section(corpus: Corpus) -> Section:
     """Build the section: counts by split, lengths, failures by class."""
     if not len(corpus.videos) and not len(corpus.queries):
         return Section(ANCHOR, TITLE, missing="No videos and no queries: `prvr ingest` or `prvr import` brings them.")
-    lengths = Figures([_length_figure(corpus)]) if corpus.durations_s else Text("No video has been ingested yet.")
+    lengths = Figures([_length_figure(corpus)]) if _total_s(corpus.durations_s.values()) else Text(_NO_LENGTHS)
     failures = _failure_table(corpus) if corpus.failures else Text("Every video that was read could be used.")
     return Section(ANCHOR, TITLE, [_count_table(corpus), failures, lengths])
 
@@ -65,7 +69,7 @@ def describe(corpus: Corpus, split: str) -> str:
     searched = [corpus.durations_s[video_id] for video_id in in_split if video_id in corpus.durations_s]
     num_queries = pc.sum(pc.equal(corpus.queries["split"], split)).as_py() or 0
     sentence = (
-        f"{count(len(searched), 'video')}, {duration(sum(searched))} of them in all, with "
+        f"{count(len(searched), 'video')}, {duration(_total_s(searched))} of them in all, with "
         f"{count(num_queries, 'query')}: the {split} split of a collection of {count(len(corpus.videos), 'video')}."
     )
     return f"{sentence} {count(len(corpus.failures), 'video')} could not be read." if corpus.failures else sentence
@@ -81,7 +85,7 @@ def _count_table(corpus: Corpus) -> Table:
         video_ids = by_split.get(split, [])
         lengths = [corpus.durations_s[video_id] for video_id in video_ids if video_id in corpus.durations_s]
         rows.append(
-            [str(split), f"{len(video_ids):,}", f"{len(lengths):,}", duration(sum(lengths)), f"{queries[split]:,}"]
+            [str(split), f"{len(video_ids):,}", f"{len(lengths):,}", duration(_total_s(lengths)), f"{queries[split]:,}"]
         )
     return Table("Videos and queries", ["split", "videos", "ingested", "length", "queries"], rows)
 
@@ -96,10 +100,16 @@ def _failure_table(corpus: Corpus) -> Table:
 
 
 def _length_figure(corpus: Corpus) -> Figure:
-    counts, _ = np.histogram(list(corpus.durations_s.values()), bins=_LENGTHS_S)
-    longest = duration(max(corpus.durations_s.values()))
+    lengths_s = np.array([length_s for length_s in corpus.durations_s.values() if length_s > 0])
+    counts, _ = np.histogram(lengths_s, bins=_LENGTHS_S)
+    longest = duration(lengths_s.max())
     return Figure(
         draw_groups(_LENGTH_NAMES, {"videos": counts.tolist()}, "videos"),
         f"Lengths of the ingested videos; the longest has {longest}.",
         f"Bar chart of video lengths, the longest {longest}",
     )
+
+
+def _total_s(lengths_s: Iterable[float]) -> float:
+    """Of the known ones."""
+    return float(np.nansum(list(lengths_s)))

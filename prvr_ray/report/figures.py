@@ -177,6 +177,66 @@ def draw_bars(values: Mapping[str, float], x_label: str) -> Markup:
     return _render(draw, height=0.7 + 0.22 * len(ordered))
 
 
+def draw_endings(curves: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]], chart: Chart) -> Markup:
+    """Many curves in a few groups, each with a mark where it ends.
+
+    Args:
+        curves: group -> (x, y) of each of its curves; the first group stands out.
+    """
+    looks = (Look("fused", "-", "o"), Look("muted", "-", "x"), Look("exploration", ":", "s"))
+
+    def draw(axes: Axes) -> None:
+        for (group, members), look in zip(curves.items(), looks, strict=False):
+            color = _STAND_INS[look.color]
+            width = 1.3 if look.color == "fused" else 0.8
+            for number, (x, y) in enumerate(members):
+                label = group if number == 0 else None
+                axes.plot(
+                    x, y, look.dash, color=color, marker=look.marker, markevery=[-1], linewidth=width, label=label
+                )
+        axes.set_xlabel(chart.x_label)
+        axes.set_ylabel(chart.y_label)
+
+    return _render(draw, legend=True)
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One vertical line of parallel coordinates: a place in [0, 1] for each item, and what stands at some places."""
+
+    label: str
+    places: Sequence[float]
+    ticks: Mapping[str, float]
+
+
+def draw_parallel(dimensions: Sequence[Dimension], strong: Sequence[int]) -> Markup:
+    """Items as lines across several dimensions.
+
+    Args:
+        strong: numbers of the items that stand out.
+    """
+
+    def draw(axes: Axes) -> None:
+        columns = range(len(dimensions))
+        heights = np.array([dimension.places for dimension in dimensions])
+        for item in sorted(range(heights.shape[1]), key=strong.__contains__):
+            color, width = ("fused", 1.6) if item in strong else ("muted", 0.5)
+            axes.plot(
+                columns, heights[:, item], color=_STAND_INS[color], linewidth=width, alpha=1 if item in strong else 0.6
+            )
+        for column, dimension in zip(columns, dimensions, strict=True):
+            axes.axvline(column, color=_STAND_INS["muted"], linewidth=0.8)
+            for text, place in dimension.ticks.items():
+                axes.annotate(text, (column, place), (3, 0), textcoords="offset points", fontsize=7, va="center")
+        axes.set_xticks(columns, [dimension.label for dimension in dimensions], rotation=25, ha="right", fontsize=7)
+        axes.set_xlim(-0.1, len(dimensions) - 0.5)
+        axes.set_yticks([])
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+
+    return _render(draw)
+
+
 @dataclass(frozen=True)
 class Span:
     """A half-open stretch of a video in seconds."""

@@ -1,0 +1,72 @@
+"""Filmstrips: frames of a moment side by side in one small JPEG, as a data URI.
+
+Shapes: F frames, H and W pixels.
+"""
+
+import base64
+import io
+from typing import Self
+
+import numpy as np
+from PIL import Image
+
+from prvr_ray.corpus.container import Limits
+from prvr_ray.corpus.decoder import VideoDecoder
+from prvr_ray.corpus.errors import VideoError
+from prvr_ray.corpus.frames import FrameSpec
+from prvr_ray.corpus.packets import Sampling
+from prvr_ray.report.figures import Span
+from prvr_ray.storage import open_store
+
+_SLOTS_PER_FRAME = 2  # the odd ones are the middles of the cells
+_LEAD_S = 1.0  # what is shown when a moment starts may have come up to this much earlier
+_QUALITY = 70
+_TIMEOUT_S, _STALL_S = 120.0, 30.0
+
+
+class Projector:
+    """Shows videos. One decoder process serves all of them; damaged files end it, not the report."""
+
+    def __init__(self) -> None:
+        self._decoder = VideoDecoder(timeout_s=_TIMEOUT_S, stall_s=_STALL_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._decoder.close()
+
+    def strip(self, uri: str, duration_s: float, moment: Span, num_frames: int, size: tuple[int, int]) -> str:
+        """Frames from the middles of equal parts of a moment, as a data URI.
+
+        Args:
+            uri: of the video; a remote one is downloaded for the while.
+            duration_s: of the whole video.
+            size: height and width of one frame, pixels; frames of another shape get borders.
+
+        Raises:
+            VideoError: the video cannot be decoded there.
+            OSError: there is no such file, or no permission.
+        """
+        part_s = (moment.end_s - moment.start_s) / num_frames
+        sampling = Sampling(_SLOTS_PER_FRAME / part_s, segment_frames=1)
+        first = int(max(0.0, moment.start_s - _LEAD_S) * sampling.fps)
+        last = int(moment.end_s * sampling.fps)
+        skipped = [*range(first), *range(last + 1, int(duration_s * sampling.fps) + 2)]
+        folder, _, key = uri.rpartition("/")
+        with open_store(folder).local_file(key) as path:
+            specs = [FrameSpec(size, "longest")]
+            segments = list(self._decoder.segments(str(path), sampling, specs, Limits(), skipped))
+        times_F = np.concatenate([np.empty(0), *(segment.timestamps_s for segment in segments)])
+        if not len(times_F):
+            raise VideoError("decode", f"no frame between {moment.start_s:.1f} s and {moment.end_s:.1f} s")
+        frames_F3HW = np.concatenate([segment.frames[0] for segment in segments])
+        middles = moment.start_s + (np.arange(num_frames) + 0.5) * part_s
+        shown = np.maximum(np.searchsorted(times_F, middles, side="right") - 1, 0)
+        return _as_jpeg(np.concatenate(frames_F3HW[shown], axis=2))
+
+
+def _as_jpeg(picture_3HW: np.ndarray) -> str:
+    sink = io.BytesIO()
+    Image.fromarray(picture_3HW.transpose(1, 2, 0)).save(sink, "jpeg", quality=_QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(sink.getvalue()).decode()}"

@@ -1,0 +1,78 @@
+"""The section about what was run: encoders, settings that are not the defaults, versions, and every stage's time."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from prvr_ray.config import SECTIONS
+from prvr_ray.report.page import Block, Facts, Section, Table
+from prvr_ray.report.wording import duration
+
+ANCHOR, TITLE = "setup", "What was run"
+Record = Mapping[str, Any]
+
+
+def setup_section(
+    where: str, spec: Mapping[str, Any] | None, settings: Mapping[str, Mapping[str, Any]], history: Sequence[Record]
+) -> Section:
+    """Build the section.
+
+    Args:
+        where: URI of the collection.
+        spec: of the feature set; None where there is none.
+        settings: section -> field -> value, as a run's config.yaml holds them.
+        history: as `prvr_ray.history.read_history` returns it.
+    """
+    facts = [("collection", where), *(_encoder_facts(spec) if spec else ())]
+    if history:
+        facts.append(("versions", ", ".join(f"{name} {number}" for name, number in history[-1]["versions"].items())))
+    blocks: list[Block] = [Facts(facts), _settings_table(settings)]
+    if history:
+        blocks.append(_stage_table(history))
+    return Section(ANCHOR, TITLE, blocks)
+
+
+def differing(settings: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Any, Any]]:
+    """The settings whose value is not the default: path, value, default."""
+    for section, values in settings.items():
+        defaults = SECTIONS[section]().model_dump()
+        for field, value in values.items():
+            if value != defaults[field]:
+                yield f"{section}.{field}", value, defaults[field]
+
+
+def _encoder_facts(spec: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "teacher", f"{spec['teacher'].get('name', 'released features')}, {spec['teacher']['dim']} features"
+    student = "the teacher's" if spec["shared"] else spec["student"].get("name", "released features")
+    yield "student's inputs", f"{student}, {spec['student']['dim']} features a frame"
+    if "fps" in spec:
+        yield "frames", f"{spec['fps']:g} a second, {spec['sampling']}"
+
+
+def _settings_table(settings: Mapping[str, Mapping[str, Any]]) -> Table:
+    rows = [[path, str(value), str(default)] for path, value, default in differing(settings)]
+    return Table("Settings that differ from the defaults", ["setting", "value", "default"], rows or [["none", "", ""]])
+
+
+def _stage_table(history: Sequence[Record]) -> Table:
+    """One row for each command, the newest run of it."""
+    newest = {record["command"]: record for record in history}
+    rows = []
+    for command, record in newest.items():
+        summary = record["summary"]
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(record["ended_at"]))
+        seconds = summary["seconds"]
+        counts = dict(_counts(summary))
+        said = ", ".join(f"{name} {value:,}" for name, value in counts.items())
+        rows.append([command, when, duration(seconds), said])
+    return Table(
+        "Commands, the newest run of each", ["command", "ended", "took", "what it counted"], rows, has_prose=True
+    )
+
+
+def _counts(summary: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, int]]:
+    for name, value in summary.items():
+        if isinstance(value, Mapping):
+            yield from _counts(value, f"{prefix}{name} ")
+        elif isinstance(value, int) and not isinstance(value, bool) and name != "exit_code":
+            yield f"{prefix}{name}".replace("_", " "), value

@@ -1,0 +1,68 @@
+"""The section about a study says what its summary holds."""
+
+from xml.etree import ElementTree
+
+import pytest
+
+from prvr_ray.report.page import Cell, Figures, Table, Text
+from prvr_ray.report.study import study_section
+
+SPREAD = {"count": 3, "mean": 150.04, "sd": 2.51}
+GAIN = {"count": 3, "mean": 4.96, "low": -0.31, "high": 10.2}
+
+
+def trial(number, state="finished", lr=0.001, decay="exp", sumr=100.0):
+    curve = {} if state == "failed" else {"1": sumr / 2, "2": sumr}
+    point = {"train.lr": lr, "train.decay": decay}
+    best = max(curve.values(), default=None)
+    return {"name": f"{number:04d}", "point": point, "state": state, "curve": curve, "best": best}
+
+
+def summary(trials, **changes):
+    space = {"train.lr": {"loguniform": [1e-4, 1e-2]}, "train.decay": {"choice": ["exp", "none"]}}
+    row = {"point": {}, "failures": [], "validation": SPREAD, "test": None}
+    proof = [
+        {**row, "name": "base", "validation_gain": None, "test_gain": None},
+        {**row, "name": "trial-0001", "validation_gain": GAIN, "test_gain": {**GAIN, "low": None, "high": None}},
+    ]
+    states = {"finished": len(trials)}
+    standing = {
+        "verdict": "Nothing beat the base.",
+        "states": states,
+        "trials": trials,
+        "space": space,
+        "seeds": [1, 2, 3],
+    }
+    return standing | {"importance": {"train.lr": 0.7, "train.decay": 0.3}, "proof": proof} | changes
+
+
+def drawn(section):
+    return [figure for block in section.blocks if isinstance(block, Figures) for figure in block.figures]
+
+
+def test_the_proof_is_shown_as_it_was_computed():
+    section = study_section("s", summary([trial(0), trial(1)]))
+    table = next(block for block in section.blocks if isinstance(block, Table))
+    assert table.rows == [
+        ["base", "150.0 ± 2.5", "–", "–", "–"],
+        ["trial-0001", "150.0 ± 2.5", Cell("+5.0", "−0.3 to +10.2"), "–", "+5.0"],
+    ]
+    assert "3 seeds" in table.caption
+
+
+def test_verdict_and_states_come_first():
+    section = study_section("s", summary([trial(0)], states={"finished": 1, "stopped": 4}))
+    assert section.blocks[0] == Text("Nothing beat the base. Study s: 1 trial, 1 finished, 4 stopped.")
+
+
+def test_trials_stand_on_each_axis_where_their_value_lies():
+    trials = [trial(0, lr=1e-4, sumr=100.0), trial(1, lr=1e-3, decay="none", sumr=120.0)]
+    figure = drawn(study_section("s", summary(trials)))[-1]
+    texts = [item.text for item in ElementTree.fromstring(figure.svg).iter() if item.tag.endswith("text")]
+    assert {"lr", "decay", "SumR", "0.0001", "0.01", "exp", "none", "100", "120"} <= set(texts)
+
+
+@pytest.mark.parametrize("trials", [[], [trial(0, "failed")], [trial(0)], [trial(0, "stopped"), trial(1, "failed")]])
+def test_few_failed_and_stopped_trials_are_no_obstacle(trials):
+    section = study_section("s", summary(trials, importance={}, proof=[]))
+    assert len(drawn(section)) == (1 if any(trial["curve"] for trial in trials) else 0)
