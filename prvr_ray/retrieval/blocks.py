@@ -77,14 +77,16 @@ class WindowGroup:
         videos_W, windows_W: ordinals of each window's video and of the window itself (its place among all windows).
         offsets: per branch, int64 (W + 1) on the host.
         frames: per branch, (R, D) in the stored dtype.
-        repeats: whether a video has several windows here, or had some in an earlier group.
+        repeats_within: whether a video has several windows here.
+        repeats_earlier: whether a video had windows in an earlier group.
     """
 
     videos_W: torch.Tensor
     windows_W: torch.Tensor
     offsets: list[np.ndarray]
     frames: list[torch.Tensor]
-    repeats: bool
+    repeats_within: bool
+    repeats_earlier: bool
 
     def __len__(self) -> int:
         return len(self.videos_W)
@@ -163,7 +165,7 @@ def spans(offsets: np.ndarray, max_rows: int) -> Iterator[tuple[int, int]]:
 def _group(parts: list[_Part], names: Names, device: torch.device) -> WindowGroup:
     num_known = len(names.ids)
     videos_W = torch.cat([names.ordinals(part.block.video_ids[part.start : part.stop]) for part in parts])
-    num_new = len(names.ids) - num_known
+    num_videos = len(videos_W.unique())
     windows_W = torch.cat([torch.arange(part.first, part.first + part.stop - part.start) for part in parts])
     branches = range(len(parts[0].block.frames))
     lengths = [np.concatenate([part.lengths(branch) for part in parts]) for branch in branches]
@@ -178,7 +180,8 @@ def _group(parts: list[_Part], names: Names, device: torch.device) -> WindowGrou
         windows_W=windows_W[order_W].to(device),
         offsets=[np.concatenate([[0], np.cumsum(length_W[order_W])]) for length_W in lengths],
         frames=frames,
-        repeats=num_new < len(videos_W),
+        repeats_within=num_videos < len(videos_W),
+        repeats_earlier=len(names.ids) - num_known < num_videos,
     )
 
 

@@ -1,39 +1,44 @@
 """Ranks of the relevant videos by counting: two passes over the blocks, no (queries, videos) matrix.
 
 The first pass scores the relevant videos, the second counts the irrelevant ones that score at least as high. Scores
-are the routine's (`prvr_ray.retrieval.products`): ranks agree with `search`, in both modes.
+are the routine's (`prvr_ray.retrieval.products`): ranks agree with `search`, in both modes. Several weightings of the
+branches share one set of products.
 
 Shape suffixes: Q queries, W windows, V videos, P pairs, M relevant videos of a query at most, S split videos.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 
 from prvr_ray.retrieval.blocks import Array, FrameBlock, Names, WindowGroup
 from prvr_ray.retrieval.metrics import ranks_from_counts
-from prvr_ray.retrieval.products import Products, full_precision
-from prvr_ray.retrieval.scoring import QueryBlocks
+from prvr_ray.retrieval.products import FusedProducts, full_precision, fuse, window_dots
+from prvr_ray.retrieval.scoring import QueryBlocks, best_of_videos
+
+Weightings = Mapping[str, Sequence[float]]
 
 
 def rank_by_counting(
-    queries: Sequence[tuple[float, Array]],
+    queries: Sequence[Array],
     blocks: Iterable[FrameBlock],
     relevant: Sequence[Sequence[str]],
+    weightings: Weightings,
     mode: str = "exact",
-) -> list[np.ndarray]:
+) -> dict[str, list[np.ndarray]]:
     """Rank the relevant videos of every query among the videos of the blocks.
 
     Args:
-        queries: per branch, weight and (Q, D) unit rows, as for `search`.
+        queries: per branch, (Q, D) unit rows. A tensor's device does the work.
         blocks: read twice; a list, or an object whose iterator starts anew.
         relevant: per query, ids of its relevant videos. One that no block holds ranks behind all that are there.
+        weightings: name -> one weight a branch.
         mode: of the products that select, as for `search`; the ranks are the same.
 
     Returns:
-        Per query, the sorted ranks (from 1) of its relevant videos; ties count against them. As
+        Name -> per query, the sorted ranks (from 1) of its relevant videos; ties count against them, as in
         `prvr_ray.retrieval.metrics.ranks`.
 
     Raises:
@@ -46,30 +51,34 @@ def rank_by_counting(
         if len(relevant) != resident.num_queries:
             raise ValueError(f"{resident.num_queries} queries, relevant videos of {len(relevant)}")
         wanted = _Relevant(relevant, resident.device)
+        counts = {name: _Counts(weights, wanted) for name, weights in weightings.items()}
         names, split = Names(), _SplitVideos()
         for group, _ in resident.groups(blocks, names):
             split.see(group)
-            wanted.score(resident, group, names)
-        counts_QM = _count(resident, blocks, names, wanted, split)
-    return [
-        ranks_from_counts(counts_M[: len(videos)].cpu().numpy())
-        for counts_M, videos in zip(counts_QM, wanted.videos, strict=True)
-    ]
+            _score_relevant(resident, group, wanted.pairs(group, names), counts.values())
+        for item in counts.values():
+            item.hold(split.ordinals(resident.device))
+        for group, norms in resident.groups(blocks, names):
+            pairs_3P = wanted.pairs(group, names)
+            for rows in resident.slices():
+                products = resident.products(group, norms, rows)
+                for item in counts.values():
+                    item.add(products.fused(item.weights), group, pairs_3P, rows)
+        return {name: wanted.ranks(item.total()) for name, item in counts.items()}
 
 
 class _Relevant:
-    """The relevant videos of every query, and their scores: -inf until a block holds them, inf where there is none."""
+    """Which videos are relevant to which query; a query's are numbered in the order of their ids."""
 
     def __init__(self, relevant: Sequence[Sequence[str]], device: torch.device):
-        self.videos = [sorted(set(videos)) for videos in relevant]
+        self._videos = [sorted(set(videos)) for videos in relevant]
         self._places: dict[str, list[tuple[int, int]]] = defaultdict(list)
-        for query, videos in enumerate(self.videos):
+        for query, videos in enumerate(self._videos):
             for place, video_id in enumerate(videos):
                 self._places[video_id].append((query, place))
-        num_places = max(map(len, self.videos), default=0)
-        lengths_Q = torch.tensor([len(videos) for videos in self.videos], device=device)
-        is_there_QM = torch.arange(num_places, device=device) < lengths_Q[:, None]
-        self.scores_QM = torch.full(is_there_QM.shape, torch.inf, device=device).masked_fill_(is_there_QM, -torch.inf)
+        lengths_Q = torch.tensor([len(videos) for videos in self._videos], dtype=torch.int64, device=device)
+        num_places = max(map(len, self._videos), default=0)
+        self.is_there_QM = torch.arange(num_places, device=device) < lengths_Q[:, None]
 
     def pairs(self, group: WindowGroup, names: Names) -> torch.Tensor:
         """(3, P): query, place among its relevant videos, and window, for every relevant window of the group."""
@@ -78,18 +87,64 @@ class _Relevant:
             for window, video in enumerate(group.videos_W.tolist())
             for query, place in self._places.get(names.ids[video], ())
         ]
-        return torch.tensor(sorted(found), dtype=torch.int64, device=self.scores_QM.device).reshape(-1, 3).T
+        return torch.tensor(found, dtype=torch.int64, device=self.is_there_QM.device).reshape(-1, 3).T
 
-    def score(self, resident: QueryBlocks, group: WindowGroup, names: Names) -> None:
-        """Take the best of the group's windows into the scores."""
-        query_P, place_P, window_P = self.pairs(group, names)
-        scores_P = resident.score_windows(group, query_P, window_P)
-        flat_P = query_P * self.scores_QM.shape[1] + place_P
-        self.scores_QM.view(-1).scatter_reduce_(0, flat_P, scores_P, "amax")
+    def ranks(self, counts_QM: torch.Tensor) -> list[np.ndarray]:
+        counts = counts_QM.cpu().numpy()
+        return [ranks_from_counts(row[: len(videos)]) for row, videos in zip(counts, self._videos, strict=True)]
+
+
+def _score_relevant(
+    resident: QueryBlocks, group: WindowGroup, pairs_3P: torch.Tensor, counts: Iterable["_Counts"]
+) -> None:
+    query_P, place_P, window_P = pairs_3P
+    maxima = [
+        window_dots(rows_RD, offsets, rows_QD, query_P, window_P).amax(1)
+        for rows_RD, offsets, rows_QD in zip(group.frames, group.offsets, resident.branches, strict=True)
+    ]
+    for item in counts:
+        item.see(query_P, place_P, fuse(item.weights, maxima))
+
+
+class _Counts:
+    """Under one weighting: the relevant videos' scores, and how many irrelevant videos reach each."""
+
+    def __init__(self, weights: Sequence[float], wanted: _Relevant):
+        self.weights = [float(weight) for weight in weights]
+        # inf where there is no video, so that none reaches it; -inf until a block holds the video.
+        nothing_QM = wanted.is_there_QM.float()
+        self._levels_QM = nothing_QM.fill_(torch.inf).masked_fill_(wanted.is_there_QM, -torch.inf)
+        self._counts_QM = torch.zeros_like(self._levels_QM, dtype=torch.int64)
+
+    def see(self, query_P: torch.Tensor, place_P: torch.Tensor, score_P: torch.Tensor) -> None:
+        """Take scores of relevant windows into the levels."""
+        flat_P = query_P * self._levels_QM.shape[1] + place_P
+        self._levels_QM.view(-1).scatter_reduce_(0, flat_P, score_P, "amax")
+
+    def hold(self, split_S: torch.Tensor) -> None:
+        """Name the videos whose windows lie in several groups: their best score is known only at the end."""
+        self._split_S = split_S
+        self._held_SQ = self._levels_QM.new_full((len(split_S), len(self._levels_QM)), -torch.inf)
+
+    def add(self, products: FusedProducts, group: WindowGroup, pairs_3P: torch.Tensor, rows: slice) -> None:
+        """Count a group's videos for one query block."""
+        levels_QM = self._levels_QM[rows]
+        scores_WQ = _decided(products, levels_QM)
+        query_P, _, window_P = pairs_3P
+        is_here_P = (query_P >= rows.start) & (query_P < rows.stop)
+        scores_WQ[window_P[is_here_P], query_P[is_here_P] - rows.start] = torch.nan  # relevant: never counted
+        videos_V, best_VQ = best_of_videos(scores_WQ, group)
+        is_split_V = torch.isin(videos_V, self._split_S)
+        self._counts_QM[rows] += _num_reaching(best_VQ[~is_split_V], levels_QM)
+        held_S = torch.searchsorted(self._split_S, videos_V[is_split_V])
+        self._held_SQ[held_S, rows] = self._held_SQ[held_S, rows].maximum(best_VQ[is_split_V])
+
+    def total(self) -> torch.Tensor:
+        return self._counts_QM + _num_reaching(self._held_SQ, self._levels_QM)
 
 
 class _SplitVideos:
-    """Videos whose windows lie in several groups: their best score is known only at the end, so they are held."""
+    """Finds the videos whose windows lie in several groups."""
 
     def __init__(self) -> None:
         self._seen: set[int] = set()
@@ -104,31 +159,7 @@ class _SplitVideos:
         return torch.tensor(sorted(self._split), dtype=torch.int64, device=device)
 
 
-def _count(
-    resident: QueryBlocks, blocks: Iterable[FrameBlock], names: Names, wanted: _Relevant, split: _SplitVideos
-) -> torch.Tensor:
-    """For each query and relevant video, the irrelevant videos that score at least as high: (Q, M) int64."""
-    counts_QM = torch.zeros_like(wanted.scores_QM, dtype=torch.int64)
-    split_S = split.ordinals(resident.device)
-    held_SQ = wanted.scores_QM.new_full((len(split_S), resident.num_queries), -torch.inf)
-    for group, norms in resident.groups(blocks, names):
-        query_P, _, window_P = wanted.pairs(group, names)
-        videos_V, place_W = group.videos_W.unique(return_inverse=True)
-        is_split_V = torch.isin(videos_V, split_S)
-        for rows in resident.slices():
-            levels_QM = wanted.scores_QM[rows]
-            scores_WQ = _decided(resident.products(group, norms, rows), levels_QM)
-            is_here_P = (query_P >= rows.start) & (query_P < rows.stop)
-            scores_WQ[window_P[is_here_P], query_P[is_here_P] - rows.start] = torch.nan  # relevant: never counted
-            nothing_VQ = scores_WQ.new_full((len(videos_V), scores_WQ.shape[1]), -torch.inf)
-            best_VQ = nothing_VQ.scatter_reduce_(0, place_W[:, None].expand_as(scores_WQ), scores_WQ, "amax")
-            counts_QM[rows] += _num_reaching(best_VQ[~is_split_V], levels_QM)
-            held_S = torch.searchsorted(split_S, videos_V[is_split_V])
-            held_SQ[held_S, rows] = held_SQ[held_S, rows].maximum(best_VQ[is_split_V])
-    return counts_QM + _num_reaching(held_SQ, wanted.scores_QM)
-
-
-def _decided(products: Products, levels_QM: torch.Tensor) -> torch.Tensor:
+def _decided(products: FusedProducts, levels_QM: torch.Tensor) -> torch.Tensor:
     """Scores of windows that compare with every level as the routine's do: where the bound leaves it open, those."""
     scores_WQ = products.scores_WQ
     is_open_WQ = torch.zeros_like(scores_WQ, dtype=torch.bool)

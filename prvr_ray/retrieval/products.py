@@ -26,7 +26,7 @@ window, C rows of a chunk, P pairs of a query and a window, E pairs of a query a
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -143,13 +143,13 @@ class BranchProducts:
 
 
 class Products:
-    """A window group against a query block, all branches fused."""
+    """A window group against a query block, branch by branch."""
 
     def __init__(
         self,
         group: WindowGroup,
         frame_norms: list[Norms],
-        queries: list[tuple[float, torch.Tensor]],
+        queries: list[torch.Tensor],
         query_norms: list[Norms],
         dtype: torch.dtype,
     ):
@@ -158,47 +158,53 @@ class Products:
         Args:
             group: W windows.
             frame_norms: per branch, the largest norms of the group's frames.
-            queries: per branch, weight and (Q, D) float32 rows.
+            queries: per branch, (Q, D) float32 rows.
             query_norms: per branch, norms of those rows.
             dtype: of the products.
         """
-        self._weights = [weight for weight, _ in queries]
-        self._branches = [
+        self.branches = [
             BranchProducts(rows_RD, offsets, queries_QD, dtype)
-            for rows_RD, offsets, (_, queries_QD) in zip(group.frames, group.offsets, queries, strict=True)
+            for rows_RD, offsets, queries_QD in zip(group.frames, group.offsets, queries, strict=True)
         ]
-        self._rows = np.sum(group.offsets, axis=0)
-        self._slacks = [
+        self.slacks = [
             slack(query, frame, queries_QD.shape[1], dtype)
-            for query, frame, (_, queries_QD) in zip(query_norms, frame_norms, queries, strict=True)
+            for query, frame, queries_QD in zip(query_norms, frame_norms, queries, strict=True)
         ]
-        self.slack_Q = sum(abs(w) * slack_Q for w, slack_Q in zip(self._weights, self._slacks, strict=True))
-        self.scores_WQ = fuse(self._weights, [branch.window_max_WQ for branch in self._branches])
+        self.spans = list(spans(np.sum(group.offsets, axis=0), _ROUTINE_ROWS))
+
+    def fused(self, weights: Sequence[float]) -> "FusedProducts":
+        """The products' scores with one weight a branch."""
+        return FusedProducts(self, weights)
+
+
+class FusedProducts:
+    """Scores of windows under one weighting: by the products, (W, Q), and on demand by the routine."""
+
+    def __init__(self, products: Products, weights: Sequence[float]):
+        self._products, self._weights = products, weights
+        self.scores_WQ = fuse(weights, [branch.window_max_WQ for branch in products.branches])
+        self.slack_Q = sum(abs(w) * slack_Q for w, slack_Q in zip(weights, products.slacks, strict=True))
 
     def score(self, wanted_WQ: torch.Tensor) -> Pairs:
-        """Score the wanted pairs with the routine.
-
-        Args:
-            wanted_WQ: bool.
-        """
-        parts = [self._score(start, stop, wanted_WQ) for start, stop in spans(self._rows, _ROUTINE_ROWS)]
+        """Score the wanted pairs, (W, Q) bool, with the routine."""
+        parts = [self._score(start, stop, wanted_WQ) for start, stop in self._products.spans]
         query_P, window_P, branch_scores_PB = (torch.cat(column) for column in zip(*parts, strict=True))
         order_P = query_P.sort(stable=True).indices
         branch_scores_PB = branch_scores_PB[order_P]
-        scores_P = fuse(self._weights, list(branch_scores_PB.unbind(1)))
-        return Pairs(query_P[order_P], window_P[order_P], scores_P, branch_scores_PB)
+        score_P = fuse(self._weights, branch_scores_PB.unbind(1))
+        return Pairs(query_P[order_P], window_P[order_P], score_P, branch_scores_PB)
 
     def _score(self, start: int, stop: int, wanted_WQ: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         query_P, place_P = wanted_WQ[start:stop].T.nonzero(as_tuple=True)
         window_P = place_P + start
         scores = [
             branch.score(start, stop, query_P, window_P, slack_Q)
-            for branch, slack_Q in zip(self._branches, self._slacks, strict=True)
+            for branch, slack_Q in zip(self._products.branches, self._products.slacks, strict=True)
         ]
         return query_P, window_P, torch.stack(scores, dim=1)
 
 
-def fuse(weights: list[float], branch_scores: list[torch.Tensor]) -> torch.Tensor:
+def fuse(weights: Sequence[float], branch_scores: Sequence[torch.Tensor]) -> torch.Tensor:
     """The weighted sum over branches, always in the same order."""
     fused = weights[0] * branch_scores[0]
     for weight, scores in zip(weights[1:], branch_scores[1:], strict=True):

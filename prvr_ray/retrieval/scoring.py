@@ -6,14 +6,14 @@ of windows for one block of queries, and k answers a query.
 Shape suffixes: Q queries, W windows, P pairs of a query and a window, K places, D features, B branches.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from prvr_ray.retrieval.blocks import Array, FrameBlock, Names, WindowGroup, as_tensor, window_groups
-from prvr_ray.retrieval.products import TYPES, Norms, Pairs, Products, full_precision, fuse, measure, window_dots
+from prvr_ray.retrieval.products import TYPES, FusedProducts, Norms, Pairs, Products, full_precision, measure
 from prvr_ray.retrieval.topk import Answers, merge_top_k, side_by_side
 
 __all__ = ["FrameBlock", "QueryBlocks", "TopK", "search"]
@@ -55,37 +55,44 @@ def search(queries: Sequence[tuple[float, Array]], blocks: Iterable[FrameBlock],
     """
     if k < 1:
         raise ValueError(f"k={k}; ask for at least one video")
+    weights = [float(weight) for weight, _ in queries]
+    if not np.isfinite(weights).all():
+        raise ValueError(f"branch weights {weights} must be finite")
     with full_precision():
-        resident = QueryBlocks(queries, mode)
+        resident = QueryBlocks([rows_QD for _, rows_QD in queries], mode)
         names = Names()
-        best = Answers.none(resident.num_queries, k, len(queries), resident.device)
+        best = Answers.none(resident.num_queries, k, len(weights), resident.device)
         for group, norms in resident.groups(blocks, names):
             for rows in resident.slices():
-                answers = _candidates(resident.products(group, norms, rows), group, best[rows])
-                best[rows] = merge_top_k(side_by_side([best[rows], answers]), k, names.ids, group.repeats)
+                products = resident.products(group, norms, rows).fused(weights)
+                answers = side_by_side([best[rows], _candidates(products, group, best[rows])])
+                best[rows] = merge_top_k(answers, k, names.ids, group.repeats_within or group.repeats_earlier)
     return _named(best, names)
 
 
 class QueryBlocks:
     """Queries on their device, cut into blocks, with the norms that the bound needs."""
 
-    def __init__(self, queries: Sequence[tuple[float, Array]], mode: str):
+    def __init__(self, queries: Sequence[Array], mode: str):
+        """Check and measure.
+
+        Args:
+            queries: per branch, (Q, D) unit rows.
+            mode: a key of `prvr_ray.retrieval.products.TYPES`.
+        """
         if mode not in TYPES:
             raise ValueError(f"unknown mode {mode!r}; one of {', '.join(TYPES)}")
-        self._weights = [float(weight) for weight, _ in queries]
-        self._rows = [as_tensor(rows_QD).float() for _, rows_QD in queries]
-        shapes = [tuple(rows_QD.shape) for rows_QD in self._rows]
+        self.branches = [as_tensor(rows_QD).float() for rows_QD in queries]
+        shapes = [tuple(rows_QD.shape) for rows_QD in self.branches]
         if not shapes or len({shape[0] for shape in shapes}) > 1 or any(len(shape) != 2 for shape in shapes):
             raise ValueError(f"queries of shapes {shapes}: every branch needs one (Q, D) matrix, Q alike")
-        if not np.isfinite(self._weights).all():
-            raise ValueError(f"branch weights {self._weights} must be finite")
         self._dtype = TYPES[mode]
-        self.num_queries, self.device = shapes[0][0], self._rows[0].device
-        self._norms = [_measured(rows_QD, self._dtype, "queries") for rows_QD in self._rows]
+        self.num_queries, self.device = shapes[0][0], self.branches[0].device
+        self._norms = [_measured(rows_QD, self._dtype, "queries") for rows_QD in self.branches]
 
-    def groups(self, blocks: Iterable[FrameBlock], names: Names) -> Iterable[tuple[WindowGroup, list[Norms]]]:
+    def groups(self, blocks: Iterable[FrameBlock], names: Names) -> Iterator[tuple[WindowGroup, list[Norms]]]:
         """The blocks' windows as groups on the queries' device, with each branch's largest norms."""
-        dims = [rows_QD.shape[1] for rows_QD in self._rows]
+        dims = [rows_QD.shape[1] for rows_QD in self.branches]
         for group in window_groups(blocks, names, self.device, _GROUP_ROWS):
             found = [rows_RD.shape[1] for rows_RD in group.frames]
             if found != dims:
@@ -99,17 +106,8 @@ class QueryBlocks:
 
     def products(self, group: WindowGroup, frame_norms: list[Norms], rows: slice) -> Products:
         """Multiply one group with one query block."""
-        queries = [(weight, rows_QD[rows]) for weight, rows_QD in zip(self._weights, self._rows, strict=True)]
         norms = [Norms(item.norm[rows], item.rounding[rows]) for item in self._norms]
-        return Products(group, frame_norms, queries, norms, self._dtype)
-
-    def score_windows(self, group: WindowGroup, query_P: torch.Tensor, window_P: torch.Tensor) -> torch.Tensor:
-        """The routine's scores of some pairs of a query and a window of the group, without products: (P,)."""
-        maxima = [
-            window_dots(rows_RD, offsets, rows_QD, query_P, window_P).amax(1)
-            for rows_RD, offsets, rows_QD in zip(group.frames, group.offsets, self._rows, strict=True)
-        ]
-        return fuse(self._weights, maxima)
+        return Products(group, frame_norms, [rows_QD[rows] for rows_QD in self.branches], norms, self._dtype)
 
 
 def _measured(rows_ND: torch.Tensor, dtype: torch.dtype, what: str) -> Norms:
@@ -119,7 +117,7 @@ def _measured(rows_ND: torch.Tensor, dtype: torch.dtype, what: str) -> Norms:
         raise ValueError(f"{what}: {error}") from None
 
 
-def _candidates(products: Products, group: WindowGroup, best: Answers) -> Answers:
+def _candidates(products: FusedProducts, group: WindowGroup, best: Answers) -> Answers:
     """Every window of the group that may be some query's answer, scored."""
     k = best.scores_QK.shape[1]
     reached_Q = best.scores_QK[:, -1] - products.slack_Q
@@ -131,13 +129,19 @@ def _candidates(products: Products, group: WindowGroup, best: Answers) -> Answer
 
 def _kth_video(scores_WQ: torch.Tensor, group: WindowGroup, k: int) -> torch.Tensor:
     """The k-th best video's product of each query, (Q,); -inf where the group has fewer videos."""
-    if group.repeats:
-        known, place_W = group.videos_W.unique(return_inverse=True)
-        nothing_VQ = scores_WQ.new_full((len(known), scores_WQ.shape[1]), -torch.inf)
-        scores_WQ = nothing_VQ.scatter_reduce_(0, place_W[:, None].expand_as(scores_WQ), scores_WQ, "amax")
-    if len(scores_WQ) < k:
-        return scores_WQ.new_full((scores_WQ.shape[1],), -torch.inf)
-    return scores_WQ.T.topk(k, dim=1).values[:, -1]
+    _, scores_VQ = best_of_videos(scores_WQ, group)
+    if len(scores_VQ) < k:
+        return scores_VQ.new_full((scores_VQ.shape[1],), -torch.inf)
+    return scores_VQ.T.topk(k, dim=1).values[:, -1]
+
+
+def best_of_videos(scores_WQ: torch.Tensor, group: WindowGroup) -> tuple[torch.Tensor, torch.Tensor]:
+    """The group's videos, (V,) rising ordinals or in the order of windows, and their best windows' scores, (V, Q)."""
+    if not group.repeats_within:
+        return group.videos_W, scores_WQ
+    videos_V, place_W = group.videos_W.unique(return_inverse=True)
+    nothing_VQ = scores_WQ.new_full((len(videos_V), scores_WQ.shape[1]), -torch.inf)
+    return videos_V, nothing_VQ.scatter_reduce_(0, place_W[:, None].expand_as(scores_WQ), scores_WQ, "amax")
 
 
 def _by_query(pairs: Pairs, group: WindowGroup, num_queries: int) -> Answers:

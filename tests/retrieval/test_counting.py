@@ -22,6 +22,11 @@ def coarse_queries(rng, num_queries, dims, weights):
     ]
 
 
+def count(queries, blocks, relevant, mode="exact"):
+    weightings = {"all": [weight for weight, _ in queries]}
+    return rank_by_counting([rows for _, rows in queries], blocks, relevant, weightings, mode)["all"]
+
+
 @pytest.mark.parametrize("mode", ["exact", "fast"])
 @pytest.mark.parametrize("sizes", [[70], [3, 11], [1]])
 def test_counting_equals_ranks_of_the_full_matrix_with_ties_and_split_videos(mode, sizes, monkeypatch):
@@ -34,10 +39,13 @@ def test_counting_equals_ranks_of_the_full_matrix_with_ties_and_split_videos(mod
     video_ids, scores_QV = brute_force_scores(queries, world)
     columns = [rng.choice(30, size=rng.integers(0, 5), replace=False).tolist() for _ in range(40)]
     relevant = [[video_ids[column] for column in own] for own in columns]
-    found = rank_by_counting(queries, as_blocks(world, sizes), relevant, mode)
-    expected = ranks(scores_QV, columns)
+    weightings = {"fused": weights, "first": (1, 0), "second": (0, -0.5)}
+    found = rank_by_counting([rows for _, rows in queries], as_blocks(world, sizes), relevant, weightings, mode)
     assert len({score for row in scores_QV for score in row.tolist()}) < scores_QV.size / 4  # ties abound
-    assert [r.tolist() for r in found] == [r.tolist() for r in expected]
+    for name, own in weightings.items():
+        weighted = [(weight, rows) for weight, (_, rows) in zip(own, queries, strict=True)]
+        expected = ranks(brute_force_scores(weighted, world)[1], columns)
+        assert [r.tolist() for r in found[name]] == [r.tolist() for r in expected]
 
 
 @pytest.mark.parametrize("mode", ["exact", "fast"])
@@ -48,7 +56,7 @@ def test_ranks_agree_with_search(mode):
     blocks = as_blocks(world, [25])
     answers = scoring.search(queries, blocks, 40).video_ids
     chosen = [ids[place] for place, ids in enumerate(answers)]
-    found = rank_by_counting(queries, blocks, [[video_id] for video_id in chosen], mode)
+    found = count(queries, blocks, [[video_id] for video_id in chosen], mode)
     assert [r.tolist() for r in found] == [[place + 1] for place in range(20)]
 
 
@@ -56,7 +64,7 @@ def test_a_relevant_video_that_is_not_there_ranks_behind_all():
     rng = np.random.default_rng(2)
     world = ragged_world(rng, 9, 9, (8,))
     queries = [(1.0, unit_rows(rng, (2, 8)))]
-    found = rank_by_counting(queries, as_blocks(world, [4]), [["lost"], ["lost", "v0003"]])
+    found = count(queries, as_blocks(world, [4]), [["lost"], ["lost", "v0003"]])
     assert found[0].tolist() == [10]
     assert found[1][-1] == 10
     assert found[1][0] <= 9
@@ -65,16 +73,14 @@ def test_a_relevant_video_that_is_not_there_ranks_behind_all():
 def test_nothing_to_rank():
     rng = np.random.default_rng(3)
     queries = [(1.0, unit_rows(rng, (2, 8)))]
-    assert [r.tolist() for r in rank_by_counting(queries, [], [["a"], []])] == [[1], []]
-    assert (
-        rank_by_counting([(1.0, np.zeros((0, 8), np.float32))], as_blocks(ragged_world(rng, 3, 3, (8,)), [3]), []) == []
-    )
+    assert [r.tolist() for r in count(queries, [], [["a"], []])] == [[1], []]
+    assert count([(1.0, np.zeros((0, 8)))], as_blocks(ragged_world(rng, 3, 3, (8,)), [3]), []) == []
 
 
 def test_unusable_input_is_refused():
     rng = np.random.default_rng(4)
     queries, blocks = [(1.0, unit_rows(rng, (2, 8)))], as_blocks(ragged_world(rng, 3, 3, (8,)), [3])
     with pytest.raises(ValueError, match="two passes"):
-        rank_by_counting(queries, iter(blocks), [["a"], ["b"]])
+        count(queries, iter(blocks), [["a"], ["b"]])
     with pytest.raises(ValueError, match="2 queries, relevant videos of 1"):
-        rank_by_counting(queries, blocks, [["a"]])
+        count(queries, blocks, [["a"]])
