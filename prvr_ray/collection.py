@@ -71,7 +71,10 @@ class ShardFolder:
         if self.names is not None:
             return list(self.names)
         objects = [item.key for item in self.store.list()]
-        records = [get_json(self.store, key) for key in objects if key.startswith(REPLACED)]
+        try:
+            records = [get_json(self.store, key) for key in objects if key.startswith(REPLACED)]
+        except FileNotFoundError:  # gc took a record away, and long before it the shards that it named
+            return self.live()
         replaced = {name for record in records for name in record["replaced"]}
         return [key for key in objects if key.endswith(".parquet") and key not in replaced]
 
@@ -96,25 +99,34 @@ class ShardFolder:
 
 @dataclass(frozen=True)
 class Collection:
-    """One ROOT: a local folder or s3://bucket/prefix."""
+    """One ROOT: a local folder or s3://bucket/prefix. With names, exactly those shards of its tables: a plan's."""
 
     store: Store
+    video_names: tuple[str, ...] | None = None
+    query_names: tuple[str, ...] | None = None
+
+    def plan(self) -> dict[str, list[str]]:
+        """The shards that stand now, for a plan.json."""
+        return {"videos": self.video_shards.live(), "queries": self.query_shards.live()}
+
+    def pinned(self, plan: dict[str, list[str]]) -> "Collection":
+        """This collection, reading exactly a plan's shards; removals count whenever they came."""
+        return replace(self, video_names=tuple(plan["videos"]), query_names=tuple(plan["queries"]))
 
     def videos(self) -> pa.Table:
         """The current row of every video that has not been removed, by video_id; schema VIDEOS."""
-        rows = self._newest_videos()
-        return rows.filter(pc.invert(rows["removed"])).select(schema.VIDEOS.names)
+        rows = newest_videos(self.video_shards)
+        rows = rows.filter(pc.invert(rows["removed"])).select(schema.VIDEOS.names)
+        return rows if self.video_names is None else rows.filter(pc.invert(pc.is_in(rows["video_id"], self.removed())))
 
     def removed(self) -> pa.Array:
         """The ids of removed videos: no reader may show them."""
-        rows = self._newest_videos()
+        rows = newest_videos(replace(self, video_names=None).video_shards)
         return rows.filter(rows["removed"])["video_id"].combine_chunks()
 
     def queries(self, split: str | None = None) -> pa.Table:
         """The current row of every query, by query_id; schema QUERIES."""
-        rows = self.query_shards.scan()
-        rows = first_of(rows, ["query_id"], [("shard", "descending"), ("row", "descending")])
-        rows = rows.select(schema.QUERIES.names)
+        rows = newest_queries(self.query_shards).select(schema.QUERIES.names)
         return rows if split is None else rows.filter(pc.equal(rows["split"], split))
 
     def features(self, name: str = "default") -> "FeatureSet":
@@ -129,15 +141,11 @@ class Collection:
 
     @property
     def video_shards(self) -> ShardFolder:
-        return ShardFolder(self.store.child("videos"), schema.VIDEOS)
+        return ShardFolder(self.store.child("videos"), schema.VIDEOS, self.video_names)
 
     @property
     def query_shards(self) -> ShardFolder:
-        return ShardFolder(self.store.child("queries"), schema.QUERIES)
-
-    def _newest_videos(self) -> pa.Table:
-        rows = self.video_shards.scan()
-        return first_of(rows, ["video_id"], [("added_at", "descending"), ("shard", "descending")])
+        return ShardFolder(self.store.child("queries"), schema.QUERIES, self.query_names)
 
 
 @dataclass(frozen=True)
@@ -296,6 +304,21 @@ def read_spec(store: Store) -> dict[str, Any]:
     return spec
 
 
+def newest_videos(folder: ShardFolder) -> pa.Table:
+    """The row that counts of every video, tombstones included; VIDEOS, `shard` and `row`."""
+    return first_of(folder.scan(), ["video_id"], [("added_at", "descending"), ("shard", "descending")])
+
+
+def newest_queries(folder: ShardFolder) -> pa.Table:
+    """The row that counts of every query; QUERIES, `shard` and `row`."""
+    return first_of(folder.scan(), ["query_id"], [("shard", "descending"), ("row", "descending")])
+
+
+def of_current_files(rows: pa.Table, videos: pa.Table) -> pa.Table:
+    """Those of a feature set's rows that were read from the files which `videos` names, not from earlier versions."""
+    return rows.filter(pc.fill_null(pc.equal(rows["added_at"], _looked_up(rows, videos, "added_at")), False))
+
+
 def first_of(rows: pa.Table, keys: list[str], order: list[tuple[str, str]]) -> pa.Table:
     """Keep the first row of every key, after sorting by the keys and then by `order`."""
     ordered = rows.sort_by([*((key, "ascending") for key in keys), *order])
@@ -312,9 +335,10 @@ def first_of(rows: pa.Table, keys: list[str], order: list[tuple[str, str]]) -> p
 def by_shard(rows: pa.Table) -> Iterator[tuple[str, np.ndarray]]:
     """Split located rows by their shard: (name, row numbers ascending), in shard order."""
     ordered = rows.select(["shard", "row"]).sort_by([("shard", "ascending"), ("row", "ascending")])
+    start = 0
     for item in ordered["shard"].combine_chunks().value_counts().to_pylist():
-        mine = ordered.filter(pc.equal(ordered["shard"], item["values"]))
-        yield item["values"], mine["row"].to_numpy()
+        yield item["values"], ordered["row"].slice(start, item["counts"]).to_numpy()
+        start += item["counts"]
 
 
 def _looked_up(rows: pa.Table, per_video: pa.Table, column: str) -> pa.ChunkedArray:

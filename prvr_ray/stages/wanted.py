@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prvr_ray import schema
-from prvr_ray.collection import Collection, FeatureSet
+from prvr_ray.collection import Collection, FeatureSet, of_current_files
 from prvr_ray.corpus.errors import PERMANENT, TRANSIENT
 from prvr_ray.corpus.splits import split_of
 from prvr_ray.stages.sources import Source
@@ -74,9 +74,7 @@ def current_videos(
 
 def states(features: FeatureSet, videos: pa.Table) -> dict[str, State]:
     """What stands of each video's current source; videos of which nothing stands are left out."""
-    rows = features.segments()
-    added_at = videos["added_at"].take(pc.index_in(rows["video_id"], videos["video_id"].combine_chunks()))
-    rows = rows.filter(pc.fill_null(pc.equal(rows["added_at"], added_at), False))
+    rows = of_current_files(features.segments(), videos)
     complete = set(features.complete(rows)["video_id"].to_pylist())
     segments: dict[str, list[int]] = {}
     errors: dict[str, str] = {}
