@@ -62,6 +62,16 @@ class VideoFile:
             except av.FFmpegError:
                 continue
 
+    def demux_from(self, pts: int) -> Iterator[av.Packet]:
+        """The packets after a seek to a time; none where the container cannot seek."""
+        try:
+            self.container.seek(pts, stream=self.stream)
+        except MemoryError:
+            raise
+        except av.FFmpegError:
+            return
+        yield from self.demux()
+
     def decode(self, packet: av.Packet | None) -> list[av.VideoFrame]:
         """The frames that come out for one packet, none if it is damaged; None empties the decoder."""
         try:

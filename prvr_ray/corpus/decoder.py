@@ -223,8 +223,8 @@ def _answer(request: dict[str, Any], output: BinaryIO) -> None:
         _send({"kind": "end"}, output)
     except VideoError as error:
         _send_error(error.error_class, str(error), output)
-    except MemoryError as error:
-        _send_error("out_of_memory", str(error) or "more than ingest.decode_memory_bytes", output)
+    except MemoryError:
+        _send_error("out_of_memory", "the file asks for more than ingest.decode_memory_bytes", output)
     except BrokenPipeError:
         os._exit(0)
     except Exception as error:  # a damaged file may raise anything; it must not end this process without a word

@@ -127,8 +127,7 @@ class _Source:
         """Land at a packet or before it. Where it lands is read from the packet that comes, not taken on trust."""
         self._position = len(self._survey.pts)
         for target in (first, max(0, first - _SEEK_PACKETS)):
-            self._file.container.seek(int(self._survey.pts[target]), stream=self._file.stream)
-            packets = self._file.demux()
+            packets = self._file.demux_from(int(self._survey.pts[target]))
             packet = next(packets, None)
             landed = self._number(packet)
             if packet is not None and landed is not None and landed <= first:
