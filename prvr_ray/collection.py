@@ -168,10 +168,7 @@ class FeatureSet:
     def segments(self) -> pa.Table:
         """The row that counts of every segment, failures included, without vectors: FEATURE_VIDEOS' small columns,
         `shard` and `row`. Of a changed video only the newest source that was read; no removed video."""
-        rows = self.video_shards.scan(_SMALL)
-        rows = rows.filter(pc.invert(pc.is_in(rows["video_id"], self.collection.removed())))
-        newest = rows.group_by("video_id").aggregate([("added_at", "max")])
-        rows = rows.filter(pc.equal(rows["added_at"], _looked_up(rows, newest, "added_at_max")))
+        rows = _of_newest_files(self.video_shards.scan(_SMALL), self.collection.removed())
         rows = rows.append_column("failed", pc.is_valid(rows["error_class"]))
         order = [("failed", "ascending"), ("shard", "ascending"), ("row", "ascending")]
         return first_of(rows, ["video_id", "segment"], order)
@@ -314,6 +311,12 @@ def newest_queries(folder: ShardFolder) -> pa.Table:
     return first_of(folder.scan(), ["query_id"], [("shard", "descending"), ("row", "descending")])
 
 
+def newest_windows(folder: ShardFolder, removed: pa.Array) -> pa.Table:
+    """The row that counts of every window of an index: video_id, added_at, window, `shard` and `row`."""
+    rows = _of_newest_files(folder.scan(["video_id", "added_at", "window"]), removed)
+    return first_of(rows, ["video_id", "window"], [("shard", "ascending"), ("row", "ascending")])
+
+
 def of_current_files(rows: pa.Table, videos: pa.Table) -> pa.Table:
     """Those of a feature set's rows that were read from the files which `videos` names, not from earlier versions."""
     return rows.filter(pc.fill_null(pc.equal(rows["added_at"], _looked_up(rows, videos, "added_at")), False))
@@ -339,6 +342,13 @@ def by_shard(rows: pa.Table) -> Iterator[tuple[str, np.ndarray]]:
     for item in ordered["shard"].combine_chunks().value_counts().to_pylist():
         yield item["values"], ordered["row"].slice(start, item["counts"]).to_numpy()
         start += item["counts"]
+
+
+def _of_newest_files(rows: pa.Table, removed: pa.Array) -> pa.Table:
+    """Of each video that is not removed, the rows that were read from its newest file."""
+    rows = rows.filter(pc.invert(pc.is_in(rows["video_id"], removed)))
+    newest = rows.group_by("video_id").aggregate([("added_at", "max")])
+    return rows.filter(pc.equal(rows["added_at"], _looked_up(rows, newest, "added_at_max")))
 
 
 def _looked_up(rows: pa.Table, per_video: pa.Table, column: str) -> pa.ChunkedArray:

@@ -140,10 +140,9 @@ class TrainSettings(Settings):
     checkpoint_steps: int = Field(0, ge=0, description="steps between checkpoints; 0: at epoch ends only")
     num_workers: Count = Field(1, description="data-parallel workers, at most")
     min_workers: int = Field(0, ge=0, description="elastic: go on with as few as this many; 0: always num_workers")
-    cpus_per_worker: Positive = Field(1.0, description="CPUs of one worker")
-    gpus_per_worker: float = Field(0.0, ge=0, description="GPUs of one worker; 0: it runs on the CPU")
+    worker_cpus: int = Field(0, ge=0, description="CPUs of one worker; 0: an equal share, or 1 beside a GPU")
+    worker_gpus: float = Field(0.0, ge=0, description="GPUs of one worker; 0: it runs on the CPU")
     max_failures: int = Field(3, ge=0, description="lost workers after which the run gives up")
-    start_timeout_s: Positive = Field(60.0, description="seconds to wait for resources that the cluster does not have")
     cache_folder: str = Field("", description="node-local folder of the feature cache; empty: a temporary one")
 
 
@@ -151,8 +150,16 @@ class IndexSettings(Settings):
     """Student encoding of a feature set."""
 
     windowing: Literal["whole", "windows"] = Field(
-        "whole", description="whole: sample a long video down to max_frames (the paper); windows: cut it"
+        "whole", description="whole: sample a long video down to the student's frame limit (the paper); windows: cut it"
     )
+    window_frames: int = Field(0, ge=0, description="frames of a cut at most; 0: the student's frame limit")
+    overlap_frames: int = Field(32, ge=0, description="frames that neighbouring cuts share, at most half of a cut")
+    shard_bytes: Count = Field(128 * 2**20, le=256 * 2**20, description="bytes of one index shard, about")
+    pass_frames: Count = Field(8192, description="frames of one forward pass of the student, about")
+    num_indexers: Count = Field(1, description="indexing workers")
+    indexer_cpus: Positive = Field(1.0, description="CPUs of one indexing worker")
+    indexer_gpus: float = Field(0.0, ge=0, description="GPUs of one indexing worker; 0: it runs on the CPU")
+    indexer_labels: dict[str, str] = Field({}, description="labels that an indexer's node must carry, name: value")
 
 
 class ScoreSettings(Settings):
@@ -162,6 +169,16 @@ class ScoreSettings(Settings):
     mode: Literal["exact", "fast"] = Field(
         "exact", description="fast: select in bf16 with a proven bound; same answers"
     )
+    num_moments: int = Field(10, ge=0, description="answers per query that get their moment: the first ones")
+    moment_threshold: Share = Field(
+        0.5, description="a moment's frames score above this, from the window's median (0) to its peak (1)"
+    )
+    query_block: Count = Field(65_536, description="queries that are resident at once; shards are read once for each")
+    unit_bytes: Count = Field(256 * 2**20, description="bytes of shards in one unit of work, about; a scorer holds two")
+    num_scorers: int = Field(0, ge=0, description="scoring workers; 0: as many as the cluster has room for now")
+    scorer_cpus: Positive = Field(1.0, description="CPUs of one scoring worker")
+    scorer_gpus: float = Field(0.0, ge=0, description="GPUs of one scoring worker; 0: it runs on the CPU")
+    scorer_labels: dict[str, str] = Field({}, description="labels that a scorer's node must carry, name: value")
 
 
 class EvaluateSettings(Settings):
@@ -170,6 +187,12 @@ class EvaluateSettings(Settings):
     protocol: Literal["held-out", "paper"] = Field(
         "held-out", description="paper: the reported split also chose the checkpoint"
     )
+    mode: Literal["exact", "fast"] = Field("exact", description="as for score; the figures are the same")
+    choose_weights: bool = Field(False, description="choose the branch weights on the run's validation split")
+    teacher_weight: Share = Field(0.5, description="of the teacher's cosine in the row teacher+student")
+    ratio_edges: list[Share] = Field([0.2, 0.4], description="inner borders of the moment-to-video ratio groups")
+    iou_thresholds: list[Share] = Field([0.3, 0.5, 0.7], description="of R@1 for moments in the relevant video")
+    moment_threshold: Share = Field(0.5, description="as for score")
 
 
 # What `prvr tune` varies unless a file says otherwise: KIND: [bounds], both ends included (prvr_ray.search.space).
@@ -237,7 +260,12 @@ class ReportSettings(Settings):
 class DemoSettings(Settings):
     """The demo world."""
 
-    seed: int = Field(0, description="of the rendered videos and captions")
+    seed: int = Field(0, ge=0, description="of the videos, their captions and the teacher")
+    num_videos: dict[str, Count] = Field(
+        {"train": 200, "val": 40, "test": 160}, description="videos of each split; three described moments each"
+    )
+    num_stills: Count = Field(6000, description="pictures that the teacher learns from")
+    teacher_steps: Count = Field(400, description="optimiser steps of the teacher, 64 pictures each")
 
 
 SECTIONS: dict[str, type[Settings]] = {
@@ -257,7 +285,11 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "tvr": {"train": {"lr": 3e-4, "margin": 0.1, "dropout": 0.2, "input_dropout": 0.2}},
     "activitynet": {"train": {"lr": 2.5e-4, "margin": 0.2, "dropout": 0.25, "input_dropout": 0.25}},
     "charades": {"train": {"lr": 2.4e-4, "margin": 0.2, "dropout": 0.15, "input_dropout": 0.15}},
-    "demo": {"train": {"num_epochs": 30, "videos_per_batch": 32}, "student": {"hidden_dim": 128}},
+    "demo": {
+        "ingest": {"fps": 2.0},
+        "student": {"hidden_dim": 128},
+        "train": {"num_epochs": 40, "videos_per_batch": 64, "lr": 1e-3, "num_workers": 2},
+    },
 }
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from published import load_published
 
 from prvr_ray.student.model import Layout, Student
-from published import load_published
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ def splits(tmp_path: Path) -> tuple[FeatureCache, FeatureCache]:
     return make_split(tmp_path / "train", 11), make_split(tmp_path / "val", 6, seed=1)
 
 
-class Stopped(Exception):
+class RunKilledError(Exception):
     """A run that is killed."""
 
 
@@ -34,7 +34,7 @@ def _kill_after(num_updates: int, kept: list[bytes]) -> Callable[[TrainingState]
     def on_step(state: TrainingState) -> None:
         if state.progress.num_updates == num_updates:
             kept.append(state.to_bytes())
-            raise Stopped
+            raise RunKilledError
 
     return on_step
 
@@ -73,10 +73,10 @@ def test_a_resumed_run_ends_bit_equal_to_an_uninterrupted_one_with_dropout(split
 
     kept: list[bytes] = []
     if killed_after == 3:  # an epoch's end
-        with pytest.raises(Stopped):
+        with pytest.raises(RunKilledError):
             fit(*splits, STUDENT, TRAIN, on_epoch=lambda metrics, state: _kill_after(3, kept)(state))
     else:
-        with pytest.raises(Stopped):
+        with pytest.raises(RunKilledError):
             fit(*splits, STUDENT, TRAIN, on_step=_kill_after(killed_after, kept))
     torch.manual_seed(999)  # a new process
     resumed = fit(
