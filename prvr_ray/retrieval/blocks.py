@@ -93,7 +93,7 @@ class WindowGroup:
 
 
 def window_groups(
-    blocks: Iterable[FrameBlock], names: Names, device: torch.device, max_rows: int
+    blocks: Iterable[FrameBlock], names: Names, device: torch.device, max_rows: int, first_window: int = 0
 ) -> Iterator[WindowGroup]:
     """Join small blocks and cut large ones into groups of about max_rows rows of the first branch.
 
@@ -102,12 +102,13 @@ def window_groups(
         names: gets the ordinals of the blocks' videos.
         device: where the groups lie.
         max_rows: rows of a group; one window may exceed it.
+        first_window: the ordinal of the first window.
 
     Raises:
         ValueError: blocks that differ in their number of branches or features.
     """
     parts: list[_Part] = []
-    num_rows = num_windows = 0
+    num_rows, num_windows = 0, first_window
     shape: list[int] | None = None
     for block in blocks:
         dims = [rows.shape[1] for rows in block.frames]

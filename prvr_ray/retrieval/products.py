@@ -49,7 +49,13 @@ class Norms:
     rounding: torch.Tensor
 
     def largest(self) -> "Norms":
+        """The largest of all rows."""
         return Norms(self.norm.amax(0), self.rounding.amax(0))
+
+    def first_broken(self) -> int | None:
+        """The first row that holds NaN or infinity."""
+        broken = (~self.norm.isfinite()).nonzero()
+        return int(broken[0]) if len(broken) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,16 +69,9 @@ class Pairs:
 
 
 def measure(rows_ND: torch.Tensor, dtype: torch.dtype) -> Norms:
-    """Measure rows for the bound.
-
-    Raises:
-        ValueError: NaN or infinity, naming the row.
-    """
+    """Measure each row for the bound, for products in `dtype`."""
     parts = [_measure(part_ND.float(), dtype) for part_ND in rows_ND.split(_ROUTINE_ROWS)]
     norm_N, rounding_N = (torch.cat(column) for column in zip(*parts, strict=True))
-    broken = (~norm_N.isfinite()).nonzero()
-    if len(broken):
-        raise ValueError(f"row {int(broken[0])} of {len(rows_ND)} holds NaN or infinity")
     return Norms(norm_N, rounding_N)
 
 
@@ -304,7 +303,7 @@ def full_precision() -> Iterator[None]:
     torch.set_float32_matmul_precision("highest")
     cuda.allow_bf16_reduced_precision_reduction = False
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             yield
     finally:
         torch.set_float32_matmul_precision(precision)

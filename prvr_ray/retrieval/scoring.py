@@ -1,7 +1,7 @@
 """Exact top-k videos for many queries: blocks of windows stream by, the queries stay.
 
-`search` is the whole interface. It never holds a (queries, videos) matrix of the corpus: only the scores of one group
-of windows for one block of queries, and k answers a query.
+`search` is the whole interface; `Search` takes the blocks bit by bit. Neither holds a (queries, videos) matrix of the
+corpus: only the scores of one group of windows for one block of queries, and k answers a query.
 
 Shape suffixes: Q queries, W windows, P pairs of a query and a window, K places, D features, B branches.
 """
@@ -30,7 +30,7 @@ class TopK:
         video_ids: Q lists of at most k ids.
         scores: (Q, k) float32, -inf past the end.
         windows: (Q, k) int64, the winning window's place among all windows of all blocks; -1 past the end.
-        branch_scores: (Q, k, B) float32, that window's unweighted branch maxima; -inf past the end.
+        branch_scores: (Q, k, B) float32, that window's unweighted branch maxima; NaN past the end.
     """
 
     video_ids: list[list[str]]
@@ -53,21 +53,67 @@ def search(queries: Sequence[tuple[float, Array]], blocks: Iterable[FrameBlock],
     Raises:
         ValueError: k < 1, an unknown mode, NaN or infinite vectors, or dimensions that do not fit.
     """
-    if k < 1:
-        raise ValueError(f"k={k}; ask for at least one video")
-    weights = [float(weight) for weight, _ in queries]
-    if not np.isfinite(weights).all():
-        raise ValueError(f"branch weights {weights} must be finite")
-    with full_precision():
-        resident = QueryBlocks([rows_QD for _, rows_QD in queries], mode)
-        names = Names()
-        best = Answers.none(resident.num_queries, k, len(weights), resident.device)
-        for group, norms in resident.groups(blocks, names):
-            for rows in resident.slices():
-                products = resident.products(group, norms, rows).fused(weights)
-                answers = side_by_side([best[rows], _candidates(products, group, best[rows])])
-                best[rows] = merge_top_k(answers, k, names.ids, group.repeats_within or group.repeats_earlier)
-    return _named(best, names)
+    running = Search(queries, k, mode)
+    running.add(blocks)
+    return running.top_k()
+
+
+class Search:
+    """A search under way: what `search` does, with blocks that come bit by bit.
+
+    Attributes:
+        best: the k best of all blocks so far. Ordinals of videos are places in `names`; those of windows count all
+            windows in the order in which they came.
+        num_windows: how many came.
+    """
+
+    def __init__(self, queries: Sequence[tuple[float, Array]], k: int, mode: str = "exact", num_extras: int = 0):
+        """Begin.
+
+        Args:
+            queries, k, mode: as for `search`.
+            num_extras: columns of `best.extras_QKE` behind the branch scores, for the caller to fill.
+        """
+        if k < 1:
+            raise ValueError(f"k={k}; ask for at least one video")
+        self._weights = [float(weight) for weight, _ in queries]
+        if not np.isfinite(self._weights).all():
+            raise ValueError(f"branch weights {self._weights} must be finite")
+        self._names, self.num_windows = Names(), 0
+        with full_precision():
+            self._queries = QueryBlocks([rows_QD for _, rows_QD in queries], mode)
+            num_queries, device = self._queries.num_queries, self._queries.device
+            self.best = Answers.none(num_queries, k, len(queries) + num_extras, device)
+
+    @property
+    def names(self) -> list[str]:
+        """Video ordinal -> video_id."""
+        return self._names.ids
+
+    def add(self, blocks: Iterable[FrameBlock]) -> None:
+        """Search more blocks."""
+        with full_precision():
+            for group, norms in self._queries.groups(blocks, self._names, self.num_windows):
+                self.num_windows += len(group)
+                for rows in self._queries.slices():
+                    self._add(self._queries.products(group, norms, rows), group, rows)
+
+    def _add(self, products: Products, group: WindowGroup, rows: slice) -> None:
+        best = self.best[rows]
+        k, num_extras = best.extras_QKE.shape[1:]
+        answers = _candidates(products.fused(self._weights), group, best.scores_QK, num_extras)
+        repeats = group.repeats_within or group.repeats_earlier
+        self.best[rows] = merge_top_k(side_by_side([best, answers]), k, self.names, repeats)
+
+    def top_k(self) -> TopK:
+        """The answers so far."""
+        best = self.best
+        return TopK(
+            video_ids=[[self.names[video] for video in row if video >= 0] for row in best.videos_QK.tolist()],
+            scores=best.scores_QK.cpu().numpy(),
+            windows=best.windows_QK.cpu().numpy(),
+            branch_scores=best.extras_QKE[:, :, : len(self._weights)].float().cpu().numpy(),
+        )
 
 
 class QueryBlocks:
@@ -88,16 +134,26 @@ class QueryBlocks:
             raise ValueError(f"queries of shapes {shapes}: every branch needs one (Q, D) matrix, Q alike")
         self._dtype = TYPES[mode]
         self.num_queries, self.device = shapes[0][0], self.branches[0].device
-        self._norms = [_measured(rows_QD, self._dtype, "queries") for rows_QD in self.branches]
+        self._norms = [measure(rows_QD, self._dtype) for rows_QD in self.branches]
+        for item in self._norms:
+            if (row := item.first_broken()) is not None:
+                raise ValueError(f"the vector of query {row} holds NaN or infinity")
 
-    def groups(self, blocks: Iterable[FrameBlock], names: Names) -> Iterator[tuple[WindowGroup, list[Norms]]]:
+    def groups(
+        self, blocks: Iterable[FrameBlock], names: Names, first_window: int = 0
+    ) -> Iterator[tuple[WindowGroup, list[Norms]]]:
         """The blocks' windows as groups on the queries' device, with each branch's largest norms."""
         dims = [rows_QD.shape[1] for rows_QD in self.branches]
-        for group in window_groups(blocks, names, self.device, _GROUP_ROWS):
+        for group in window_groups(blocks, names, self.device, _GROUP_ROWS, first_window):
             found = [rows_RD.shape[1] for rows_RD in group.frames]
             if found != dims:
                 raise ValueError(f"frames have branches of {found} features, the queries {dims}")
-            yield group, [_measured(rows_RD, self._dtype, "frames").largest() for rows_RD in group.frames]
+            norms = [measure(rows_RD, self._dtype) for rows_RD in group.frames]
+            for item, offsets in zip(norms, group.offsets, strict=True):
+                if (row := item.first_broken()) is not None:
+                    video = int(group.videos_W[np.searchsorted(offsets, row, side="right") - 1])
+                    raise ValueError(f"frames of video {names.ids[video]!r} hold NaN or infinity")
+            yield group, [item.largest() for item in norms]
 
     def slices(self) -> list[slice]:
         """Rows of each query block."""
@@ -110,21 +166,17 @@ class QueryBlocks:
         return Products(group, frame_norms, [rows_QD[rows] for rows_QD in self.branches], norms, self._dtype)
 
 
-def _measured(rows_ND: torch.Tensor, dtype: torch.dtype, what: str) -> Norms:
-    try:
-        return measure(rows_ND, dtype)
-    except ValueError as error:
-        raise ValueError(f"{what}: {error}") from None
+def _candidates(products: FusedProducts, group: WindowGroup, best_QK: torch.Tensor, num_extras: int) -> Answers:
+    """Every window of the group that may be some query's answer, scored.
 
-
-def _candidates(products: FusedProducts, group: WindowGroup, best: Answers) -> Answers:
-    """Every window of the group that may be some query's answer, scored."""
-    k = best.scores_QK.shape[1]
-    reached_Q = best.scores_QK[:, -1] - products.slack_Q
+    Args:
+        best_QK: scores of the best k so far.
+    """
+    reached_Q = best_QK[:, -1] - products.slack_Q
     if not reached_Q.isfinite().all():
-        reached_Q = reached_Q.maximum(_kth_video(products.scores_WQ, group, k) - 2 * products.slack_Q)
+        reached_Q = reached_Q.maximum(_kth_video(products.scores_WQ, group, best_QK.shape[1]) - 2 * products.slack_Q)
     pairs = products.score(products.scores_WQ >= reached_Q)
-    return _by_query(pairs, group, len(reached_Q))
+    return _by_query(pairs, group, len(reached_Q), num_extras)
 
 
 def _kth_video(scores_WQ: torch.Tensor, group: WindowGroup, k: int) -> torch.Tensor:
@@ -144,26 +196,16 @@ def best_of_videos(scores_WQ: torch.Tensor, group: WindowGroup) -> tuple[torch.T
     return videos_V, nothing_VQ.scatter_reduce_(0, place_W[:, None].expand_as(scores_WQ), scores_WQ, "amax")
 
 
-def _by_query(pairs: Pairs, group: WindowGroup, num_queries: int) -> Answers:
+def _by_query(pairs: Pairs, group: WindowGroup, num_queries: int, num_extras: int) -> Answers:
     """Lay scored pairs, sorted by query, out as places of each query."""
     counts_Q = torch.bincount(pairs.query_P, minlength=num_queries)
     num_places = int(counts_Q.max()) if num_queries else 0
-    answers = Answers.none(num_queries, num_places, pairs.branch_scores_PB.shape[1], pairs.score_P.device)
+    answers = Answers.none(num_queries, num_places, num_extras, pairs.score_P.device)
     first_Q = counts_Q.cumsum(0) - counts_Q
     place_P = torch.arange(len(pairs.query_P), device=counts_Q.device) - first_Q[pairs.query_P]
     where = (pairs.query_P, place_P)
     answers.scores_QK[where] = pairs.score_P
     answers.videos_QK[where] = group.videos_W[pairs.window_P]
     answers.windows_QK[where] = group.windows_W[pairs.window_P]
-    answers.branch_scores_QKB[where] = pairs.branch_scores_PB
+    answers.extras_QKE[..., : pairs.branch_scores_PB.shape[1]][where] = pairs.branch_scores_PB.double()
     return answers
-
-
-def _named(best: Answers, names: Names) -> TopK:
-    videos = best.videos_QK.tolist()
-    return TopK(
-        video_ids=[[names.ids[video] for video in row if video >= 0] for row in videos],
-        scores=best.scores_QK.cpu().numpy(),
-        windows=best.windows_QK.cpu().numpy(),
-        branch_scores=best.branch_scores_QKB.cpu().numpy(),
-    )

@@ -3,7 +3,7 @@
 Merging by video and then by k is exact: a video of the final answer is beaten by fewer than k videos overall, so by
 fewer than k within any part, with its best window in the part that holds it.
 
-Shape suffixes: Q queries, K places, B branches.
+Shape suffixes: Q queries, K places, E extras.
 """
 
 from collections.abc import Sequence
@@ -19,23 +19,24 @@ class Answers:
     Attributes:
         scores_QK: float32.
         videos_QK, windows_QK: int64 ordinals.
-        branch_scores_QKB: float32, the parts of the score, of the same window.
+        extras_QKE: float64, what travels with an answer: its branch scores, and whatever the caller adds behind them;
+            NaN where nothing is known.
     """
 
     scores_QK: torch.Tensor
     videos_QK: torch.Tensor
     windows_QK: torch.Tensor
-    branch_scores_QKB: torch.Tensor
+    extras_QKE: torch.Tensor
 
     @classmethod
-    def none(cls, num_queries: int, num_places: int, num_branches: int, device: torch.device | str) -> "Answers":
+    def none(cls, num_queries: int, num_places: int, num_extras: int, device: torch.device | str) -> "Answers":
         shape = (num_queries, num_places)
         nothing_QK = torch.full(shape, -1, dtype=torch.int64, device=device)
         return cls(
             torch.full(shape, -torch.inf, device=device),
             nothing_QK,
             nothing_QK.clone(),
-            torch.full((*shape, num_branches), -torch.inf, device=device),
+            torch.full((*shape, num_extras), torch.nan, dtype=torch.float64, device=device),
         )
 
     def __getitem__(self, rows: slice | torch.Tensor) -> "Answers":
@@ -72,8 +73,8 @@ def merge_top_k(answers: Answers, k: int, names: Sequence[str], repeats: bool) -
         answers = _without_repeats(answers)
     missing = k - answers.scores_QK.shape[1]
     if missing > 0:
-        num_queries, _, num_branches = answers.branch_scores_QKB.shape
-        empty = Answers.none(num_queries, missing, num_branches, answers.scores_QK.device)
+        num_queries, _, num_extras = answers.extras_QKE.shape
+        empty = Answers.none(num_queries, missing, num_extras, answers.scores_QK.device)
         answers = side_by_side([answers, empty])
     return answers.first(k)
 
@@ -109,7 +110,7 @@ def _without_repeats(answers: Answers) -> Answers:
         answers.scores_QK.masked_fill(is_repeat_QK, -torch.inf),
         answers.videos_QK.masked_fill(is_repeat_QK, -1),
         answers.windows_QK.masked_fill(is_repeat_QK, -1),
-        answers.branch_scores_QKB.masked_fill(is_repeat_QK[..., None], -torch.inf),
+        answers.extras_QKE.masked_fill(is_repeat_QK[..., None], torch.nan),
     )
     return kept.take(_descending(kept.scores_QK))
 

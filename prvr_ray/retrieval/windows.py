@@ -31,7 +31,7 @@ def cut_windows(
     """Cut a video into windows of at most `limit` frames.
 
     Args:
-        timestamps_s: (n,) rising, of the video's frames.
+        timestamps_s: (n,) rising, of the video's frames; NaN where times are unknown: then so are the edges.
         duration_s: of the video; None or too short a value: the last frame lasts as long as the one before.
         limit: frames that the student takes.
         windowing: `whole`, one window, sampled down to the limit (METHOD: "Data preparation"), or `windows`, cuts of
@@ -63,6 +63,8 @@ def cut_windows(
 def frame_edges(timestamps_s: np.ndarray, duration_s: float | None) -> np.ndarray:
     """Times between which each frame is the nearest one, from the start of the video to its end: (n + 1) float64."""
     times = np.asarray(timestamps_s, dtype=np.float64)
+    if np.isnan(times).any():
+        return np.full(len(times) + 1, np.nan)
     middles = (times[1:] + times[:-1]) / 2
     last_gap = times[-1] - times[-2] if len(times) > 1 else 0.0
     end = max(duration_s or 0.0, times[-1] + last_gap / 2)
