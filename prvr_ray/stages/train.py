@@ -9,14 +9,14 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 import ray.train
 import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer, get_device
 
@@ -82,7 +82,7 @@ def train(
     done = folder.summary()
     if done is None:
         with connect(address):
-            _run_workers(Job(config, data, folder))
+            run_workers(Job(config, data, folder))
         done = read | _outcome(folder) | {"seconds": round(time.monotonic() - begun, 1), "output": folder.store.uri}
         folder.end(done)
     return done
@@ -98,9 +98,17 @@ def load_run(root: str, run: str) -> tuple[Student, Config]:
     return folder.load_student(), folder.config()
 
 
-def _run_workers(job: Job) -> None:
+def run_workers(job: Job, callbacks: Sequence[UserCallback] = ()) -> None:
+    """Train on Ray, or go on with the job's run, to its end.
+
+    Args:
+        callbacks: of Ray Train; they get each epoch's metrics.
+
+    Raises:
+        ValueError: workers that no node can hold, or a training that cannot go on, with its reason.
+    """
     settings = job.config.train
-    worker = Worker("worker", _worker_cpus(settings), settings.worker_gpus)
+    worker = worker_of(settings)
     fewest = settings.min_workers or settings.num_workers
     require(worker, fewest)
     with tempfile.TemporaryDirectory(prefix="prvr-train-") as scratch, _shown_progress(job):
@@ -117,6 +125,7 @@ def _run_workers(job: Job) -> None:
                 name=uuid.uuid4().hex,
                 storage_path=scratch,
                 failure_config=FailureConfig(max_failures=settings.max_failures),
+                callbacks=list(callbacks),  # type: ignore[arg-type]
             ),
         )
         failure = trainer.fit().return_value  # type: ignore[attr-defined]
@@ -124,10 +133,11 @@ def _run_workers(job: Job) -> None:
         raise ValueError(failure)
 
 
-def _worker_cpus(settings: TrainSettings) -> int:
+def worker_of(settings: TrainSettings) -> Worker:
+    """What one worker of a training occupies: without settings, an equal share of the present CPUs."""
     if settings.worker_cpus or settings.worker_gpus:
-        return settings.worker_cpus or 1
-    return max(1, int(ray.cluster_resources().get("CPU", 1)) // settings.num_workers)
+        return Worker("worker", settings.worker_cpus or 1, settings.worker_gpus)
+    return Worker("worker", max(1, int(ray.cluster_resources().get("CPU", 1)) // settings.num_workers))
 
 
 def _train_worker(loop_config: dict[str, Any]) -> str | None:
