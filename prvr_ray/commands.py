@@ -3,6 +3,7 @@
 A stage is imported when its command runs, not before: `prvr --help` loads neither torch nor ray.
 """
 
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,6 +43,13 @@ ADDRESS: Flags = {"--address": {"help": "a Ray cluster; default: Ray embedded in
 DRY_RUN: Flags = {"--dry-run": {"action": "store_true", "help": "say what would be done, and how much"}}
 FEATURES: Flags = {"--features": {"default": "default", "help": "feature set"}}
 RUN: Flags = {"--run": {"required": True, "help": "name of the training run"}}
+SUBMIT: Flags = {
+    "--address": {"help": "the cluster's dashboard, http://HEAD:8265"},
+    "--working-dir": {"metavar": "DIR", "help": "upload this folder and run its code; default: the image's"},
+    "--no-wait": {"action": "store_true", "help": "do not follow the log"},
+    "--status": {"metavar": "ID", "help": "say how a job is, instead"},
+    "--stop": {"metavar": "ID", "help": "end a job, instead"},
+}
 JOB: Flags = {**ROOT, **ADDRESS, **DRY_RUN}
 
 
@@ -73,6 +81,51 @@ def _train(args: Namespace, config: Config) -> Summary:
 
     return train(
         config, root=args.root, run=args.run, features=args.features, address=args.address, dry_run=args.dry_run
+    )
+
+
+def _submit(args: Namespace, config: Config) -> Summary:
+    from prvr_ray.stages.jobs import job_status, stop_job, submit
+
+    own, job = _own_flags(args.job)
+    given = {**args.as_dict(), **own}
+    if not given["address"]:
+        raise ValueError("submit needs the dashboard's --address, such as http://HEAD:8265")
+    if given["status"] or given["stop"]:
+        return (job_status if given["status"] else stop_job)(given["status"] or given["stop"], address=given["address"])
+    if not job or job[0] not in COMMANDS:
+        raise ValueError(f"submit needs a command to run, one of {', '.join(COMMANDS)}, and its options")
+    return submit(job, address=given["address"], working_dir=given["working_dir"], wait=not given["no_wait"])
+
+
+def _own_flags(job: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Split what follows the job's command: options of `submit` itself may stand there too."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, argument_default=argparse.SUPPRESS, add_help=False)
+    for name, keywords in SUBMIT.items():
+        parser.add_argument(name, **keywords)
+    own, rest = parser.parse_known_args(job)
+    return vars(own), rest
+
+
+def _doctor(args: Namespace, config: Config) -> Summary:
+    from prvr_ray.stages.doctor import doctor
+
+    return doctor(args.address, args.root, args.encoder)
+
+
+def _report(args: Namespace, config: Config) -> Summary:
+    from prvr_ray.report.build import report
+
+    return report(
+        config.report,
+        root=args.root,
+        run=args.run,
+        split=args.split,
+        protocol=args.protocol,
+        index=args.index,
+        study_name=args.study,
+        compare=args.compare,
+        name=args.name,
     )
 
 
@@ -130,6 +183,36 @@ COMMANDS: dict[str, Command] = {
         {**RUN, **FEATURES, **JOB},
         sections=("student", "train"),
         short=("train.num_workers",),
+    ),
+    "submit": Command(
+        "run one of these commands as a job on a cluster",
+        _submit,
+        {"job": {"nargs": argparse.REMAINDER, "help": "a command and its options"}, **SUBMIT},
+    ),
+    "doctor": Command(
+        "check a cluster and its storage before hours are spent on them",
+        _doctor,
+        {
+            **ROOT,
+            **ADDRESS,
+            "--encoder": {"default": "", "help": "MODEL:PRETRAINED whose weights every node must have"},
+        },
+        show=terminal.show_checks,
+    ),
+    "report": Command(
+        "one HTML page about a run: figures, failures, answers to look at",
+        _report,
+        {
+            **RUN,
+            "--split": {"default": "test", "help": "of the evaluation to show"},
+            "--protocol": {"default": "held-out", "choices": ["held-out", "paper"], "help": "of that evaluation"},
+            "--index": {"default": "", "help": "index that the answers come from; default: the run's only one"},
+            "--study": {"default": "", "help": "search study to show; default: the only one"},
+            "--compare": {"nargs": "+", "default": [], "metavar": "RUN", "help": "runs to put side by side"},
+            "--name": {"default": "", "help": "name of the report; default: the run's"},
+            **ROOT,
+        },
+        sections=("report",),
     ),
     "status": Command("what stands in a collection", _status, ROOT),
     "compact": Command("put larger, sorted shards in place of many small ones", _compact, ROOT),

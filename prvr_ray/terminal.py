@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 _RECALLS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "r100": "R@100", "sumr": "SumR", "medr": "MedR", "map": "mAP"}
@@ -27,6 +28,14 @@ def show_evaluation(evaluation: dict[str, Any]) -> None:
     for name, figures in evaluation["rows"].items():
         style = "bold" if name == "fused" else None
         table.add_row(name, *(f"{figures[key]:.1f}" for key in _RECALLS), style=style)
+    Console().print(table)
+
+
+def show_checks(report: dict[str, Any]) -> None:
+    """Print the lines of `prvr doctor`: what is well, and what to do."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for check in report["checks"]:
+        table.add_row("[green]ok[/]" if check["ok"] else "[red]to do[/]", check["name"], escape(check["detail"]))
     Console().print(table)
 
 

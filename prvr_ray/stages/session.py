@@ -3,11 +3,13 @@
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Iterator
 
 import ray
 
 _EMBEDDED_STORE_BYTES = 1 * 2**30
+_KNOCK_S = 10.0
 
 
 @contextlib.contextmanager
@@ -27,8 +29,8 @@ def connect(address: str | None = None) -> Iterator[None]:
     _quiet()
     try:
         _start(address or os.environ.get("RAY_ADDRESS"))
-    except (ConnectionError, RuntimeError) as error:
-        raise ValueError(f"no Ray cluster at {address!r}: {str(error).splitlines()[0]}") from error
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"no Ray cluster at {address!r}: {' '.join(str(error).split())}") from error
     try:
         yield
     finally:
@@ -37,6 +39,7 @@ def connect(address: str | None = None) -> Iterator[None]:
 
 def _start(address: str | None) -> None:
     if address:
+        _knock(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         return
     ray.init(
@@ -46,6 +49,15 @@ def _start(address: str | None) -> None:
         logging_level=logging.WARNING,
         object_store_memory=int(os.environ.get("PRVR_OBJECT_STORE_BYTES", _EMBEDDED_STORE_BYTES)),
     )
+
+
+def _knock(address: str) -> None:
+    """Fail soon where nothing listens: Ray itself tries for minutes."""
+    if address.startswith(("http://", "https://")):
+        raise ConnectionError("this is a dashboard; `prvr submit COMMAND --address` sends jobs to it")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host, int(port)), timeout=_KNOCK_S).close()
 
 
 def _quiet() -> None:

@@ -1,0 +1,17 @@
+"""A student distilled from the teacher, as a job of a Ray cluster.
+
+    ray job submit --address http://HEAD:8265 --working-dir . -- \
+        python jobs/train.py --root s3://BUCKET/ROOT --run base --num-workers 4
+
+Reads ROOT/features/default and the splits of ROOT/videos and ROOT/queries.
+Writes ROOT/runs/RUN: configuration, plan, metrics and checkpoints.
+The same command goes on from the last checkpoint.
+Options are those of `prvr train`; `--config cluster/settings.yaml` gives it the cluster's resources.
+"""
+
+import sys
+
+from prvr_ray.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["train", *sys.argv[1:]]))
