@@ -40,19 +40,18 @@ def render(
     gop: int = 12,
     b_frames: int = 2,
     times: list[int] | None = None,
-    options: dict[str, str] | None = None,
-    aspect: Fraction | None = None,
+    container_options: dict[str, str] | None = None,
+    metadata: dict[str, str] | None = None,
 ) -> Path:
     """Encode numbered frames. times: the frames' times in ticks of 1/1000 s, in place of a fixed rate."""
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=container_options or {}) as container:
+        container.metadata.update(metadata or {})
         stream = container.add_stream(codec, rate=fps)
         stream.width, stream.height, stream.pix_fmt = width, height, pixels
         context = stream.codec_context
         context.gop_size, context.max_b_frames = gop, b_frames
         defaults = {"preset": "ultrafast", "bf": str(b_frames), "sc_threshold": "0"} if codec == "libx264" else {}
-        context.options = {**defaults, **(options or {})}
-        if aspect:
-            context.sample_aspect_ratio = aspect
+        context.options = defaults
         if times:
             context.time_base = Fraction(1, 1000)
         for number in range(num_frames):
@@ -64,11 +63,11 @@ def render(
     return path
 
 
-def rotate(path: Path, degrees: int) -> None:
-    """Write a rotation into an mp4's display matrix, as a phone does."""
+def rotate(path: Path, degrees: int, tag: bytes | None = None) -> None:
+    """Write a rotation into an mp4's display matrix, as a phone does, or any 36 bytes."""
     cosine, sine = {90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees]
     identity = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
     turned = struct.pack(">9i", cosine << 16, sine << 16, 0, -sine << 16, cosine << 16, 0, 0, 0, 1 << 30)
     data = path.read_bytes()
     place = data.index(identity, data.index(b"tkhd"))
-    path.write_bytes(data[:place] + turned + data[place + len(turned) :])
+    path.write_bytes(data[:place] + (tag or turned) + data[place + len(turned) :])

@@ -89,6 +89,8 @@ class VideoFile:
 
     def promised_s(self) -> float:
         """What the header says about the stream's length; 0 if it says nothing."""
+        if self.container.format.name == "avi" and self.stream.frames:
+            return self.stream.frames * self.frame_s()  # the duration of an AVI that was cut is libav's guess
         if self.stream.duration is not None:
             return self.stream.duration * self.clock_s
         return (self.container.duration or 0) / av.time_base

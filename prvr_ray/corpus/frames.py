@@ -79,7 +79,7 @@ class FrameConverter:
         width, height = _resized(picture.size, spec)
         check_pixels(width, height, self._max_pixels)
         if (width, height) != picture.size:
-            picture = picture.resize((width, height), _FILTERS[spec.interpolation])
+            picture = picture.resize((width, height), _filter(spec))
         picture = _crop_or_pad(picture, spec)
         return np.asarray(picture).transpose(2, 0, 1)
 
@@ -101,6 +101,12 @@ def check_pixels(width: int, height: int, max_pixels: int) -> None:
     """
     if width * height > max_pixels:
         raise VideoError("too_large", f"a picture of {width}x{height} pixels; ingest.max_pixels is {max_pixels}")
+
+
+def _filter(spec: FrameSpec) -> Image.Resampling:
+    """open_clip 3.3 forgets the interpolation where it fits the shortest side to an image that is not square."""
+    height, width = spec.image_size
+    return _FILTERS["bicubic" if spec.resize_mode == "shortest" and height != width else spec.interpolation]
 
 
 def _resized(size: tuple[int, int], spec: FrameSpec) -> tuple[int, int]:

@@ -168,7 +168,8 @@ def _wanted(survey: Survey, sampling: Sampling) -> tuple[np.ndarray, np.ndarray,
     packets = np.flatnonzero(is_candidate)
     packets = packets[np.argsort(survey.times_s[packets], kind="stable")]
     times_s = survey.times_s[packets]
-    grid_s = np.arange(int((times_s[-1] + _ROUNDING_S) * sampling.fps) + 1) / sampling.fps
+    last_s = survey.times_s[survey.is_shown].max()
+    grid_s = np.arange(int((last_s + _ROUNDING_S) * sampling.fps) + 1) / sampling.fps
     shown = np.searchsorted(times_s, grid_s + _ROUNDING_S, side="right") - 1
     frames, slots = np.unique(shown, return_index=True)
     kept = frames >= 0  # before the first keyframe nothing is shown
