@@ -115,15 +115,18 @@ class TrainSettings(Settings):
     exploration_nce_weight: Weight = Field(0.04, description="of the exploration branch's contrastive loss")
     distillation_weight: Weight = Field(0.1, description="of the frame distillation at epoch 0; 0: none")
     distillation_decay: Literal["exp", "linear", "sigmoid", "none"] = Field("exp", description="over the epochs")
+    distillation_decay_rate: Share = Field(0.95, description="factor of an epoch, with distillation_decay=exp")
     distillation_temperature: Positive = Field(0.2, description="cosines are divided by it before the softmax")
     distillation_reduction: Literal["sum", "mean"] = Field(
         "sum", description="over a batch's queries; sum is the paper's, its weight grows with the batch"
     )
     inheritance_soft_targets: bool = Field(True, description="soften labels by the teacher's scores; else hard labels")
     exploration_soft_targets: bool = Field(True, description="soften labels by the branch's own scores")
-    alpha: Share = Field(0.8, description="share of hard labels at epoch 0; decays to 0")
+    alpha: Share = Field(0.8, description="share of hard labels at epoch 0")
+    alpha_floor: Share = Field(0.0, description="alpha decays to it, or to 0 if it starts below")
     alpha_decay: Literal["sigmoid", "exp", "linear", "cosine", "none"] = Field("sigmoid", description="over the epochs")
-    beta: Share = Field(0.8, description="hard part of a softened label at epoch 0; decays to 0.5, or 0 from below 0.5")
+    beta: Share = Field(0.8, description="hard part of a softened label at epoch 0")
+    beta_floor: Share = Field(0.5, description="beta decays to it, or to 0 if it starts below")
     beta_decay: Literal["sigmoid", "exp", "linear", "cosine", "none"] = Field("sigmoid", description="over the epochs")
     detach_soft_targets: bool = Field(False, description="stop gradients through the exploration branch's own targets")
     soft_target_rows: Literal["batch_order", "random"] = Field(
@@ -135,6 +138,10 @@ class TrainSettings(Settings):
     logit_scale: Positive = Field(100.0, description="of CLIP; read with teacher_scores=logit_scale")
     faithful_alignment: bool = Field(
         False, description="resample the student's frames to the teacher's in training, as published, not the reverse"
+    )
+
+    teacher_noise: Weight = Field(
+        0.0, description="noise on the teacher's vectors, in units of their own length; for ablations"
     )
 
     checkpoint_steps: int = Field(0, ge=0, description="steps between checkpoints; 0: at epoch ends only")
@@ -200,10 +207,13 @@ class EvaluateSettings(Settings):
 DEFAULT_SPACE: dict[str, dict[str, list[Any]]] = {
     "train.distillation_weight": {"loguniform": [0.01, 1.0]},
     "train.distillation_decay": {"choice": ["exp", "linear", "sigmoid", "none"]},
+    "train.distillation_decay_rate": {"uniform": [0.85, 0.995]},
     "train.distillation_temperature": {"loguniform": [0.05, 1.0]},
     "train.alpha": {"uniform": [0.0, 1.0]},
+    "train.alpha_floor": {"uniform": [0.0, 0.5]},
     "train.alpha_decay": {"choice": ["sigmoid", "exp", "linear", "cosine", "none"]},
     "train.beta": {"uniform": [0.0, 1.0]},
+    "train.beta_floor": {"uniform": [0.0, 0.8]},
     "train.beta_decay": {"choice": ["sigmoid", "exp", "linear", "cosine", "none"]},
     "train.inheritance_nce_weight": {"loguniform": [0.01, 0.2]},
     "train.exploration_nce_weight": {"loguniform": [0.01, 0.2]},
@@ -254,7 +264,12 @@ class TuneSettings(Settings):
 class ReportSettings(Settings):
     """The HTML page."""
 
-    num_examples: Count = Field(4, description="queries shown of each kind: best, worst, random")
+    num_examples: int = Field(4, ge=0, description="queries shown of each kind: best, worst, random")
+    num_answers: Count = Field(5, description="videos shown for each of these queries")
+    filmstrips: bool = Field(True, description="show frames of the answers; remote videos are downloaded for it")
+    num_resamples: Count = Field(2000, description="draws of the bootstrap that intervals come from")
+    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="of the intervals")
+    seed: int = Field(0, ge=0, description="of the draws, and of the random queries")
 
 
 class DemoSettings(Settings):

@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from prvr_ray.collection import ShardFolder
 
-_IDENTITY = ("video_id", "etag", "segment", "error_class", "query_id", "text_hash")
+_IDENTITY = ("video_id", "etag", "segment", "window", "error_class", "query_id", "text_hash")
 _COUNTED = ("video_id", "is_last", "num_frames", "error_class", "query_id")
 
 

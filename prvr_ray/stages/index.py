@@ -1,0 +1,173 @@
+"""`prvr index`: a run's student encodes a feature set, through Ray Data, into shards of windows.
+
+Videos that stand in the index with the same source are left alone: adding videos later adds shards.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import torch
+from ray.data import ActorPoolStrategy
+
+from prvr_ray.collection import FeatureSet, declare_spec, existing_collection
+from prvr_ray.config import IndexSettings
+from prvr_ray.runs import RunFolder, open_run
+from prvr_ray.stages.committing import put_shard
+from prvr_ray.stages.index_folder import WRITTEN, IndexFolder
+from prvr_ray.stages.progress import Steps
+from prvr_ray.stages.resources import Worker, pool_size, require
+from prvr_ray.stages.session import connect
+from prvr_ray.stages.student_vectors import WindowEncoder, Windowing
+from prvr_ray.storage import put_json, read_table
+
+_VIDEOS_PER_TASK = 256
+_PUT_CPUS = 0.1
+
+
+def index(
+    settings: IndexSettings, *, root: str, run: str, index: str, address: str | None = None, dry_run: bool = False
+) -> dict[str, Any]:
+    """Bring an index up to date with the feature set that its run was trained on.
+
+    Args:
+        root: the collection.
+        run: a training run; its best student encodes.
+        index: name of the index.
+        address: of a Ray cluster; None: embedded.
+        dry_run: only say what would be done.
+
+    Returns:
+        Counts of videos, windows and frames that were added.
+
+    Raises:
+        ValueError: no such run or feature set, or the index stands with another student or windowing.
+    """
+    collection, folder = existing_collection(root), open_run(root, run)
+    plan = folder.plan()
+    if plan is None:
+        raise ValueError(f"run {run!r} has not begun; `prvr train` makes it")
+    features = collection.features(plan["features"])
+    spec = _spec(folder, features, settings)
+    target = IndexFolder(collection, index)
+    if not dry_run:
+        declare_spec(target.store, spec)
+    work = _missing(features, target)
+    num_videos = pc.count_distinct(work["video_id"]).as_py()
+    if dry_run or not num_videos:
+        return {"videos": num_videos, "dry_run": dry_run, "output": target.store.uri}
+    with connect(address):
+        counts = _encode(settings, folder, features, target, work, spec)
+    return {**counts, "output": target.store.uri}
+
+
+def _spec(folder: RunFolder, features: FeatureSet, settings: IndexSettings) -> dict[str, Any]:
+    """spec.json: everything that decides the vectors and which frames they stand for."""
+    config, weights = folder.config(), str(folder.best()["weights"])
+    num_frames = settings.window_frames or config.student.max_frames
+    if num_frames > config.student.max_frames:
+        raise ValueError(f"index.window_frames={num_frames}; the run's student takes {config.student.max_frames}")
+    return {
+        "run": folder.store.uri.rpartition("/")[2],
+        "weights": weights,
+        "weights_sha256": hashlib.sha256(folder.store.get(weights)).hexdigest(),
+        "features": features.store.uri.rpartition("/")[2],
+        "features_spec": features.spec(),
+        "branches": list(config.student.branches),
+        "dim": config.student.hidden_dim,
+        "windowing": asdict(Windowing(settings.windowing, num_frames, settings.overlap_frames)),
+    }
+
+
+def _missing(features: FeatureSet, target: IndexFolder) -> pa.Table:
+    """The complete videos' segments that are not indexed from the same source yet, in the order of their shards."""
+    complete = features.complete().select(["video_id", "added_at", "shard", "row"])
+    standing = target.windows().group_by(["video_id", "added_at"]).aggregate([])
+    wanted = complete.join(standing, keys=["video_id", "added_at"], join_type="left anti")
+    return wanted.sort_by([("shard", "ascending"), ("row", "ascending")])
+
+
+def _tasks(work: pa.Table) -> list[pa.Table]:
+    """Cut the work into tasks of some videos each, which lie near one another."""
+    video_of_row = work["video_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+    task_of_row = video_of_row // _VIDEOS_PER_TASK
+    return [work.filter(pa.array(task_of_row == task)) for task in range(int(task_of_row.max()) + 1)]
+
+
+@dataclass(frozen=True)
+class _EncodePlan:
+    """What an indexing worker needs."""
+
+    features: FeatureSet
+    run: RunFolder
+    windowing: Windowing
+    pass_frames: int
+
+
+class _EncodeVideos:
+    """Turns located feature rows into rows of the index."""
+
+    def __init__(self, plan: _EncodePlan):
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._features = plan.features
+        self._encoder = WindowEncoder(plan.run.load_student(), plan.windowing, plan.pass_frames, device)
+
+    def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
+        yield from self._encoder.encode(self._features.read_videos(rows, columns=("student",)))
+
+
+def _encode(
+    settings: IndexSettings, run: RunFolder, features: FeatureSet, target: IndexFolder, work: pa.Table, spec: Any
+) -> dict[str, Any]:
+    tasks = _tasks(work)
+    worker = Worker("indexer", settings.indexer_cpus, settings.indexer_gpus, labels=settings.indexer_labels)
+    require(worker)
+    name = f"shard-{time.time_ns():020d}"
+    row_bytes = spec["windowing"]["num_frames"] * spec["dim"] * len(spec["branches"]) * 2
+    plan = _EncodePlan(features, run, Windowing(**spec["windowing"]), settings.pass_frames)
+    windows = ray.data.from_arrow(tasks).map_batches(
+        _EncodeVideos,
+        fn_constructor_args=(plan,),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=pool_size(1, settings.num_indexers, len(tasks))),
+        **worker.options,
+    )
+    put = windows.map_batches(
+        partial(put_shard, folder=target.shards, run=name),
+        batch_size=max(1, settings.shard_bytes // row_bytes),
+        batch_format="pyarrow",
+        num_cpus=_PUT_CPUS,
+    )
+    num_videos = pc.count_distinct(work["video_id"]).as_py()
+    counts = _follow(put, num_videos)
+    _record(target, name)
+    return {"videos": num_videos, **counts}
+
+
+def _follow(put: ray.data.Dataset, num_videos: int) -> dict[str, int]:
+    """Drive the pipeline and show its progress."""
+    num_windows = num_frames = 0
+    seen: set[str] = set()
+    with Steps("index", num_videos, "videos") as steps:
+        batch: Any
+        for batch in put.iter_batches(batch_size=None, batch_format="pyarrow"):
+            new = set(batch["video_id"].to_pylist()) - seen
+            seen |= new
+            num_windows += len(batch)
+            num_frames += pc.sum(batch["num_frames"]).as_py()
+            steps.advance(len(new), f"{num_windows} windows")
+    return {"windows": num_windows, "frames": num_frames}
+
+
+def _record(target: IndexFolder, run: str) -> None:
+    """Note which shards this run put, each with a video that it holds, so that a lost one is noticed."""
+    names = [item.key for item in target.store.list(run)]
+    firsts = {name: read_table(target.store, name, ["video_id"])["video_id"][0].as_py() for name in names}
+    put_json(target.store, f"{WRITTEN}{run}.json", firsts)

@@ -1,0 +1,108 @@
+"""The index holds what the student says of every window, and grows by what is new."""
+
+import numpy as np
+import pytest
+import torch
+from served import HIDDEN_DIM, MAX_FRAMES, add_run, add_videos
+
+from prvr_ray.collection import open_collection
+from prvr_ray.config import IndexSettings
+from prvr_ray.schema import unpack_times, unpack_vectors
+from prvr_ray.stages.index import index
+from prvr_ray.stages.index_folder import IndexFolder
+from prvr_ray.storage import read_table
+from prvr_ray.student.batching import normalize, sample_uniform
+
+SETTINGS = IndexSettings(pass_frames=64, shard_bytes=8192)
+CUT = SETTINGS.model_copy(update={"windowing": "windows", "overlap_frames": 3})
+
+
+def rows_of(root, name):
+    """(video_id, window) -> row, as `IndexFolder.windows` resolves them."""
+    folder = IndexFolder(open_collection(str(root)), name)
+    found = {}
+    for row in folder.windows().to_pylist():
+        table = read_table(folder.store, row["shard"]).slice(row["row"], 1)
+        found[row["video_id"], row["window"]] = table.to_pylist()[0]
+    return found
+
+
+def encoded(student, frames_FD):
+    inputs = torch.from_numpy(normalize(frames_FD))[None]
+    branches = student.encode_frames(inputs, torch.ones(inputs.shape[:2]))
+    return {name: torch.nn.functional.normalize(x[0], dim=1).detach().numpy() for name, x in branches.items()}
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, CUT])
+def test_rows_are_the_students_unit_vectors_of_each_window(tmp_path, local_ray, settings):
+    features = add_videos(tmp_path, [f"v{i:02d}" for i in range(30)])
+    student = add_run(tmp_path)
+    summary = index(settings, root=str(tmp_path), run="run", index="i")
+    found = rows_of(tmp_path, "i")
+    assert {video_id for video_id, _ in found} == set(features)
+    assert summary["videos"] == 30
+    assert summary["windows"] == len(found)
+    assert len(IndexFolder(open_collection(str(tmp_path)), "i").shards.live()) > 1
+    for (video_id, number), row in found.items():
+        frames, edges = features[video_id], unpack_times(row["edges_s"])
+        if settings is CUT and len(frames) > MAX_FRAMES:
+            start = min(number * (MAX_FRAMES - 3), len(frames) - MAX_FRAMES)
+            frames = frames[start : start + MAX_FRAMES]
+            expected_edges = np.arange(start, start + MAX_FRAMES + 1)
+        else:
+            assert number == 0
+            expected_edges = np.arange(len(frames) + 1) if len(frames) <= MAX_FRAMES else [0, len(frames)]
+        assert edges[[0, -1]].tolist() == [expected_edges[0], expected_edges[-1]]
+        assert row["num_frames"] == len(edges) - 1 == min(len(frames), MAX_FRAMES)
+        for branch, vectors_FD in encoded(student, sample_uniform(frames, MAX_FRAMES)).items():
+            np.testing.assert_allclose(unpack_vectors(row[branch], HIDDEN_DIM), vectors_FD, atol=1e-3)
+
+
+def test_a_second_run_adds_only_new_and_changed_videos(tmp_path, local_ray):
+    add_videos(tmp_path, ["a", "b", "c"])
+    add_run(tmp_path)
+    index(SETTINGS, root=str(tmp_path), run="run", index="i")
+    assert index(SETTINGS, root=str(tmp_path), run="run", index="i")["videos"] == 0
+    before = rows_of(tmp_path, "i")
+    add_videos(tmp_path, ["d", "b"], seed=1, added_at=2.0)
+    assert index(SETTINGS, root=str(tmp_path), run="run", index="i", dry_run=True)["videos"] == 2
+    assert index(SETTINGS, root=str(tmp_path), run="run", index="i")["videos"] == 2
+    after = rows_of(tmp_path, "i")
+    assert {video_id for video_id, _ in after} == {"a", "b", "c", "d"}
+    assert after["a", 0] == before["a", 0]
+    assert after["b", 0]["inheritance"] != before["b", 0]["inheritance"]
+
+
+def test_one_branch_leaves_the_other_column_empty(tmp_path, local_ray):
+    add_videos(tmp_path, ["a"])
+    add_run(tmp_path, branches=("exploration",))
+    index(SETTINGS, root=str(tmp_path), run="run", index="i")
+    row = rows_of(tmp_path, "i")["a", 0]
+    assert row["inheritance"] is None
+    assert row["exploration"]
+
+
+def test_another_run_or_windowing_is_refused_and_named(tmp_path, local_ray):
+    add_videos(tmp_path, ["a"])
+    add_run(tmp_path)
+    add_run(tmp_path, "other", seed=1)
+    index(SETTINGS, root=str(tmp_path), run="run", index="i")
+    with pytest.raises(ValueError, match="run is 'run' there, 'other' here"):
+        index(SETTINGS, root=str(tmp_path), run="other", index="i")
+    with pytest.raises(ValueError, match=r"windowing.mode is 'whole' there, 'windows' here"):
+        index(CUT, root=str(tmp_path), run="run", index="i")
+
+
+@pytest.mark.parametrize(
+    ("ask", "match"),
+    [
+        ({"run": "nobody"}, "no run at|has not begun"),
+        ({"settings": SETTINGS.model_copy(update={"window_frames": 9})}, "takes 8"),
+    ],
+)
+def test_unusable_settings_are_refused(tmp_path, ask, match):
+    add_videos(tmp_path, ["a"])
+    add_run(tmp_path)
+    settings = ask.pop("settings", SETTINGS)
+    with pytest.raises(ValueError, match=match):
+        index(settings, **{"root": str(tmp_path), "run": "run", "index": "i", **ask})
