@@ -20,6 +20,7 @@ from prvr_ray.collection import FeatureSet, existing_collection
 from prvr_ray.config import Config
 from prvr_ray.student.batching import align, normalize, sample_uniform
 from prvr_ray.student.cache import FeatureCache, QueryRows, VideoRows, open_cache, write_cache
+from prvr_ray.student.noise import degrade_teacher
 
 NAMED = 5  # of left-out items, this many are named
 
@@ -117,7 +118,9 @@ class TrainingData:
     def open_caches(self, config: Config) -> tuple[FeatureCache, FeatureCache]:
         """The caches of the training and the validation split on this node, filled if they are not there."""
         train, validation = config.train.train_split, config.train.validation_split
-        return self._open(config, train, is_training=True), self._open(config, validation, is_training=False)
+        caches = self._open(config, train, is_training=True), self._open(config, validation, is_training=False)
+        noise = config.train.teacher_noise
+        return degrade_teacher(caches[0], noise), degrade_teacher(caches[1], noise)
 
     def _open(self, config: Config, split: str, is_training: bool) -> FeatureCache:
         def fill(folder: Path) -> None:

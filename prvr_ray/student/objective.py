@@ -37,11 +37,10 @@ class EpochWeights:
     def of(cls, settings: TrainSettings, epoch: int) -> "EpochWeights":
         """The weights of an epoch, counted from 0."""
         total = settings.num_epochs
-        beta_floor = 0.5 if settings.beta >= 0.5 else 0.0
         return cls(
-            distillation_weight(settings.distillation_decay, epoch, total),
-            soft_target_factor(settings.alpha_decay, settings.alpha, 0.0, epoch, total),
-            soft_target_factor(settings.beta_decay, settings.beta, beta_floor, epoch, total),
+            distillation_weight(settings.distillation_decay, epoch, total, settings.distillation_decay_rate),
+            soft_target_factor(settings.alpha_decay, settings.alpha, settings.alpha_floor, epoch, total),
+            soft_target_factor(settings.beta_decay, settings.beta, settings.beta_floor, epoch, total),
         )
 
 

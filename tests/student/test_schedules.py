@@ -20,6 +20,15 @@ def test_none_never_decays():
     assert soft_target_factor("none", 0.8, 0.5, 1000, 120) == 0.8
 
 
+def test_the_rate_of_an_exponential_decay_is_a_setting():
+    assert distillation_weight("exp", 3, 120, exp_rate=0.5) == 0.125
+
+
+def test_what_starts_below_its_floor_decays_to_zero():
+    assert soft_target_factor("linear", 0.4, 0.5, 60, 120) == pytest.approx(0.2)
+    assert soft_target_factor("exp", 0.4, 0.5, 1000, 1000) == pytest.approx(0)
+
+
 def test_very_late_epochs_reach_the_floor_without_overflow():
     assert soft_target_factor("sigmoid", 0.8, 0.0, 10**6, 10**6 + 1) == pytest.approx(0)
     assert soft_target_factor("cosine", 0.8, 0.5, 300, 120) == pytest.approx(0.5)
