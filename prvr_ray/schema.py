@@ -141,7 +141,7 @@ def unpack_vectors(value: bytes | memoryview | pa.Buffer | pa.Scalar, dim: int) 
         dim: features a row.
 
     Returns:
-        (num_rows, dim) float16, read-only.
+        (num_rows, dim) float16, a view of the value: not to be written to.
 
     Raises:
         ValueError: the bytes are not a whole number of rows.
@@ -155,7 +155,7 @@ def pack_times(times_n: np.ndarray) -> bytes:
 
 
 def unpack_times(value: bytes | memoryview | pa.Buffer | pa.Scalar) -> np.ndarray:
-    """Read what `pack_times` wrote: (n,) float64, read-only."""
+    """Read what `pack_times` wrote: (n,) float64, a view of the value."""
     return _view(value, "<f8")
 
 

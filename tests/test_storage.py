@@ -1,0 +1,352 @@
+"""Stores: the same promises on a local folder and on S3; objects are there whole or not at all."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from prvr_ray import storage
+from prvr_ray.storage import (
+    LocalStore,
+    ShardError,
+    exists,
+    get_json,
+    new_name,
+    open_store,
+    put_json_if_absent,
+    read_table,
+    table_to_bytes,
+)
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request, tmp_path):
+    """A store of each kind; s3:// is the test server's."""
+    if request.param == "local":
+        return open_store(tmp_path / "root")
+    return open_store(request.getfixturevalue("s3_root"))
+
+
+def test_an_object_is_read_back_listed_replaced_and_deleted(store):
+    assert store.list() == []
+    store.put("a/one.bin", b"1")
+    store.put("a/b/two.bin", b"22")
+    store.put("three.bin", pa.py_buffer(b"333"))
+    assert [(item.key, item.size) for item in store.list()] == [("a/b/two.bin", 2), ("a/one.bin", 1), ("three.bin", 3)]
+    assert [item.key for item in store.list("a/")] == ["a/b/two.bin", "a/one.bin"]
+    assert [item.key for item in store.list("a/o")] == ["a/one.bin"]
+    assert [item.key for item in store.child("a").list()] == ["b/two.bin", "one.bin"]
+    before = {item.key: item.etag for item in store.list()}
+    store.put("a/one.bin", b"another")
+    after = {item.key: item.etag for item in store.list()}
+    assert {key for key in after if after[key] != before[key]} == {"a/one.bin"}
+    assert store.get("a/one.bin") == b"another"
+    store.delete("a/one.bin")
+    store.delete("a/one.bin")
+    assert not exists(store, "a/one.bin")
+    assert exists(store, "a/b/two.bin")
+    assert not exists(store, "a/b/two")
+    with pytest.raises(FileNotFoundError):
+        store.get("a/one.bin")
+
+
+def test_a_local_file_holds_the_object(store):
+    store.put("clips/a b.mp4", b"frames")
+    with store.local_file("clips/a b.mp4") as path:
+        assert path.read_bytes() == b"frames"
+        assert path.suffix == ".mp4"
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["with space.bin", "quo'te\".bin", "-dash", "ünïcödé ☃.bin", "100%25.bin", "a?b#c=d&e.bin", "x" * 200],
+)
+def test_names_are_only_names(store, key):
+    store.put(key, b"1")
+    assert [item.key for item in store.list()] == [key]
+    assert store.get(key) == b"1"
+    with store.open(key) as file:
+        assert file.read() == b"1"
+    store.delete(key)
+    assert store.list() == []
+
+
+def test_a_local_name_may_hold_a_line_end(tmp_path):
+    store = open_store(tmp_path)
+    store.put("two\nlines", b"1")
+    assert [item.key for item in store.list()] == ["two\nlines"]
+    assert store.get("two\nlines") == b"1"
+
+
+def test_a_key_of_1000_characters_works_where_the_store_has_them(s3_root):
+    store = open_store(s3_root)
+    key = "/".join("d" * 99 for _ in range(10))
+    store.put(key, b"1")
+    assert [item.key for item in store.list()] == [key]
+    with store.local_file(key) as path:
+        assert path.read_bytes() == b"1"
+
+
+def test_the_first_of_two_puts_wins(store):
+    assert store.put_if_absent("spec.json", b"first")
+    assert not store.put_if_absent("spec.json", b"second")
+    assert store.get("spec.json") == b"first"
+
+
+def test_of_many_racing_writers_exactly_one_wins_and_all_read_its_object(store):
+    together = threading.Barrier(12)
+
+    def write(number):
+        together.wait()
+        stands = put_json_if_absent(store, "plan.json", {"writer": number})
+        return stands["writer"]
+
+    with ThreadPoolExecutor(12) as writers:
+        seen = list(writers.map(write, range(12)))
+    assert len(set(seen)) == 1
+    assert get_json(store, "plan.json") == {"writer": seen[0]}
+
+
+def test_readers_never_see_half_an_object_while_it_is_replaced(store):
+    contents = [bytes([value]) * 200_000 for value in range(4)]
+    store.put("a.bin", contents[0])
+    done = threading.Event()
+
+    def write():
+        for number in range(40):
+            store.put("a.bin", contents[number % 4])
+        done.set()
+
+    with ThreadPoolExecutor(1) as writer:
+        writing = writer.submit(write)
+        while not done.is_set() and not writing.done():
+            assert store.get("a.bin") in contents
+            assert [item.size for item in store.list()] == [200_000]
+        writing.result()
+
+
+def _put_for_ever(uri):
+    store = LocalStore(uri)
+    for number in range(10**9):
+        store.put(f"shard-{number:06d}.parquet", b"x" * 2_000_000)
+
+
+def test_a_killed_writer_leaves_whole_objects_only(tmp_path):
+    store = open_store(tmp_path / "root")
+    for delay_s in (0.05, 0.11, 0.23):
+        writer = multiprocessing.get_context("spawn").Process(target=_put_for_ever, args=(store.uri,))
+        writer.start()
+        while not store.list():
+            time.sleep(0.01)
+        time.sleep(delay_s)
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.join()
+        found = store.list()
+        assert {item.size for item in found} == {2_000_000}
+        assert all(item.key.startswith("shard-") for item in found)
+
+
+def test_a_full_disk_leaves_nothing_and_what_stood_before(tmp_path, monkeypatch):
+    store = open_store(tmp_path)
+    store.put("a.bin", b"before")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(storage.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        store.put("a.bin", b"after")
+    with pytest.raises(OSError, match="No space left"):
+        store.put_if_absent("b.bin", b"new")
+    assert os.listdir(tmp_path) == ["a.bin"]
+    assert store.get("a.bin") == b"before"
+
+
+def test_files_are_as_readable_as_the_umask_says(tmp_path):
+    store = open_store(tmp_path)
+    store.put("a.bin", b"1")
+    mask = os.umask(0)
+    os.umask(mask)
+    assert stat.S_IMODE((tmp_path / "a.bin").stat().st_mode) == 0o666 & ~mask
+
+
+def test_an_s3_put_is_one_request(s3_root):
+    store = open_store(s3_root)
+    requests = []
+    events = storage._s3_client().meta.events
+    events.register("before-send.s3", lambda request, **_: requests.append((request.method, request.url)))
+    data = os.urandom(20 * 2**20)  # above the size at which multipart uploads begin
+    store.put("shard.parquet", data)
+    assert [method for method, _ in requests] == ["PUT"]
+    assert store.get("shard.parquet") == data
+
+
+def test_listing_goes_beyond_one_page(s3_root):
+    store = open_store(s3_root)
+    with ThreadPoolExecutor(16) as writers:
+        list(writers.map(lambda number: store.put(f"k{number:05d}", b""), range(1003)))
+    assert [item.key for item in store.list()] == [f"k{number:05d}" for number in range(1003)]
+
+
+def test_stores_travel_to_other_processes(tmp_path):
+    store = open_store(tmp_path)
+    store.put("a", b"1")
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(store.get, ("a",)) == b"1"
+
+
+class WithoutConditionalPut:
+    """A store as gs:// or abfs:// is here: no conditional put of its own."""
+
+    def __init__(self, store):
+        self._store = store
+
+    def __getattr__(self, name):
+        return getattr(self._store, name)
+
+    def put_if_absent(self, key, data):
+        return storage._put_lowest_claim(self, key, data)
+
+
+def test_without_conditional_put_all_writers_agree_on_one_object(tmp_path):
+    store = WithoutConditionalPut(open_store(tmp_path))
+    together = threading.Barrier(6)
+
+    def write(number):
+        together.wait()
+        return put_json_if_absent(store, "plan.json", {"writer": number})["writer"]
+
+    with ThreadPoolExecutor(6) as writers:
+        list(writers.map(write, range(6)))
+    standing = get_json(store, "plan.json")["writer"]
+    assert put_json_if_absent(store, "plan.json", {"writer": 99})["writer"] == standing
+    claims = store.list("plan.json.claim-")
+    assert store.get(claims[0].key) == store.get("plan.json")
+
+
+@pytest.fixture
+def table():
+    rows = [{"video_id": f"v{row}", "teacher": os.urandom(1000)} for row in range(50)]
+    return pa.Table.from_pylist(rows, pa.schema([("video_id", pa.string()), ("teacher", pa.large_binary())]))
+
+
+def test_a_table_and_single_columns_are_read_back(store, table):
+    store.put("a.parquet", table_to_bytes(table))
+    assert read_table(store, "a.parquet").equals(table)
+    assert read_table(store, "a.parquet", ["video_id"]).equals(table.select(["video_id"]))
+
+
+def test_vectors_are_stored_plain_and_without_statistics(table):
+    metadata = pq.read_metadata(pa.BufferReader(table_to_bytes(table)))
+    column = metadata.row_group(0).column(1)
+    assert column.compression == "UNCOMPRESSED"
+    assert not any("DICT" in encoding for encoding in column.encodings)
+    assert column.statistics is None
+    assert column.total_uncompressed_size < 50 * 1000 * 1.02
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-10], lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"no"]
+)
+def test_a_damaged_shard_is_named(store, table, damage):
+    store.put("shard-1.parquet", damage(table_to_bytes(table).to_pybytes()))
+    with pytest.raises(ShardError, match=r"shard-1\.parquet cannot be read") as raised:
+        read_table(store, "shard-1.parquet")
+    assert store.uri in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_shard_is_named(store):
+    with pytest.raises(ShardError, match=r"shard-1\.parquet is missing"):
+        read_table(store, "shard-1.parquet")
+
+
+def test_json_that_is_none_is_named(store):
+    store.put("plan.json", b"{half")
+    with pytest.raises(ValueError, match=r"plan\.json is not JSON"):
+        get_json(store, "plan.json")
+
+
+def test_names_of_shards_sort_by_time_and_never_meet():
+    names = [new_name("shard") for _ in range(2000)]
+    assert len(set(names)) == 2000
+    assert [name.rpartition("-")[0] for name in names] == sorted(name.rpartition("-")[0] for name in names)
+    assert all(Path(name).suffix == ".parquet" for name in names)
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("http://host/path", "unknown scheme http://"),
+        ("ftp://host/path", "unknown scheme ftp://"),
+        ("s3:///path", "names no bucket; write s3://BUCKET/PREFIX"),
+        ("gs://", "names no bucket"),
+    ],
+)
+def test_an_unusable_uri_is_refused(uri, said):
+    with pytest.raises(ValueError, match=said):
+        open_store(uri)
+
+
+def test_credentials_in_a_uri_are_refused_and_not_repeated():
+    with pytest.raises(ValueError, match="give them in the environment") as raised:
+        open_store("s3://AKIAEXAMPLE:hunter2@bucket/prefix")
+    assert "hunter2" not in str(raised.value)
+
+
+def test_no_such_bucket_is_a_missing_file_that_names_it(s3_root):
+    store = open_store("s3://no-such-bucket-anywhere/prefix")
+    with pytest.raises(FileNotFoundError, match="no-such-bucket-anywhere"):
+        store.list()
+    with pytest.raises(FileNotFoundError, match="no-such-bucket-anywhere"):
+        store.get("a")
+    with pytest.raises(ShardError, match="no-such-bucket-anywhere"):
+        read_table(store, "a.parquet")
+
+
+def test_relative_paths_and_home_are_made_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert open_store("root/").uri == str(tmp_path / "root")
+    assert open_store("~/root").uri == "/home/somebody/root"
+    assert open_store(f"file://{tmp_path}/root").uri == f"{tmp_path}/root"
+    assert open_store("s3://bucket/prefix/").uri == "s3://bucket/prefix"
+
+
+def test_a_folder_in_which_nothing_may_be_written_is_an_error(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OSError):  # noqa: PT011 - NotADirectoryError or FileExistsError, as the system likes
+        open_store(tmp_path / "file" / "root").put("a", b"1")
+
+
+def test_dangling_links_are_passed_over(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    (tmp_path / "a").write_bytes(b"1")
+    assert [item.key for item in open_store(tmp_path).list()] == ["a"]
+
+
+def test_the_module_needs_no_boto3_for_local_folders():
+    probe = (
+        "import sys; from prvr_ray.storage import open_store; open_store('x').list(); sys.exit('boto3' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", probe], timeout=60, check=False).returncode == 0
+
+
+def test_an_open_object_of_a_local_store_is_not_copied(tmp_path):
+    store = open_store(tmp_path)
+    store.put("big", b"x" * 50_000_000)
+    before = pa.total_allocated_bytes()
+    with contextlib.closing(store.open("big")) as file:
+        assert file.read_buffer().size == 50_000_000
+        assert pa.total_allocated_bytes() - before < 1_000_000
