@@ -23,7 +23,7 @@ class Steps:
 
     def __init__(self, what: str, total: int | None, unit: str) -> None:
         self._what, self._total, self._unit = what, total, unit
-        self._done, self._note = 0, ""
+        self._done, self._printed, self._note = 0, 0, ""
         self._begun = self._last_line = time.monotonic()
         self._live = self._bar() if sys.stderr.isatty() and not os.environ.get(QUIET) else None
 
@@ -35,7 +35,7 @@ class Steps:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._live:
             self._live.stop()
-        elif self._last_line > self._begun:
+        elif self._last_line > self._begun and self._printed != self._done:
             self._print_line()
 
     def advance(self, steps: int = 1, note: str = "") -> None:
@@ -60,6 +60,7 @@ class Steps:
     def _print_line(self) -> None:
         if os.environ.get(QUIET):
             return
+        self._printed = self._done
         elapsed = time.monotonic() - self._begun
         left = f", {elapsed / self._done * (self._total - self._done):.0f} s left" if self._total and self._done else ""
         of_all = f"/{self._total}" if self._total else ""
