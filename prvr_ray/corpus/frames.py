@@ -44,6 +44,12 @@ class FrameSpec:
             raise ValueError(f"interpolation={self.interpolation!r}; use one of {', '.join(_FILTERS)}")
 
 
+    @property
+    def num_bytes(self) -> int:
+        """Of one frame."""
+        return 3 * self.image_size[0] * self.image_size[1]
+
+
 class FrameConverter:
     """Turns the decoded frames of one file into pictures; its colour converter is set up once."""
 

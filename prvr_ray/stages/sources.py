@@ -3,14 +3,12 @@
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from prvr_ray.storage import Store, StoredObject, open_store
+from prvr_ray.storage import Store, StoredObject, open_store, read_table
 
 _MANIFESTS = ("parquet", "csv", "jsonl")
 
@@ -53,9 +51,9 @@ def list_sources(videos: str, extensions: list[str]) -> tuple[list[Source], int]
 
 
 def parent_store(uri: str) -> tuple[Store, str]:
-    """The store of the folder that a file lies in, and the file's key there."""
-    folder, _, key = uri.rpartition("/")
-    return open_store(folder), key
+    """The store of the folder that a file lies in, and the file's key there; of several slashes the first divides."""
+    folder = uri.rpartition("/")[0].rstrip("/")
+    return open_store(folder or "/"), uri[len(folder) + 1 :]
 
 
 def _is_text(name: str) -> bool:
@@ -71,40 +69,49 @@ def _from_manifest(manifest: str) -> list[Source]:
     rows = [row for row in _manifest_rows(manifest) if row.get("uri")]
     if not rows:
         raise ValueError(f"{manifest} has no row with a `uri`")
-    home = manifest.rpartition("/")[0] or "."
+    places = [_place(str(row["uri"]), manifest) for row in rows]
+    objects = _look_up(places)
     found: dict[str, Source] = {}
-    listings: dict[str, dict[str, StoredObject]] = {}
-    for row in rows:
-        source = _manifest_source(row, home, listings)
-        if found.setdefault(source.video_id, source).uri != source.uri:
-            raise ValueError(f"{manifest} gives video_id {source.video_id!r} to two files; name a `video_id` for each")
+    for row, (store, key) in zip(rows, places, strict=True):
+        item = objects[store, key]
+        known = {"size": item.size, "etag": item.etag} if isinstance(item, StoredObject) else {"missing": item}
+        video_id, split = str(row.get("video_id") or row["uri"]), row.get("split") or None
+        source = Source(video_id, f"{store.uri}/{key}", split=split, **known)
+        if found.setdefault(video_id, source).uri != source.uri:
+            raise ValueError(f"{manifest} gives video_id {video_id!r} to two files; name a `video_id` for each")
     return [found[video_id] for video_id in sorted(found)]
 
 
-def _manifest_source(row: dict[str, Any], home: str, listings: dict[str, dict[str, StoredObject]]) -> Source:
-    """Look a manifest's file up; each folder is listed once."""
-    uri = str(row["uri"])
-    if "://" not in uri and not uri.startswith("/"):
-        uri = f"{open_store(home).uri}/{uri}"
-    video_id, split = str(row.get("video_id") or row["uri"]), row.get("split") or None
-    try:
-        store, key = parent_store(uri)
-        if store.uri not in listings:
-            listings[store.uri] = {item.key: item for item in store.list()}
-    except (OSError, ValueError) as error:
-        return Source(video_id, uri, split=split, missing=str(error))
-    item = listings[store.uri].get(key)
-    if item is None:
-        return Source(video_id, uri, split=split, missing="there is no such file")
-    return Source(video_id, uri, item.size, item.etag, split)
+def _place(uri: str, manifest: str) -> tuple[Store, str]:
+    """Store and key of a manifest's file; a relative one lies beside the manifest."""
+    if "://" in uri or uri.startswith("/"):
+        return parent_store(uri)
+    return parent_store(f"{parent_store(manifest)[0].uri}/{uri}")
+
+
+def _look_up(places: list[tuple[Store, str]]) -> dict[tuple[Store, str], StoredObject | str]:
+    """The object at each place, or why there is none. Each folder is listed once, no further than its files' names."""
+    keys: dict[Store, list[str]] = {}
+    for store, key in places:
+        keys.setdefault(store, []).append(key)
+    objects: dict[tuple[Store, str], StoredObject | str] = dict.fromkeys(places, "there is no such file")
+    for store, wanted in keys.items():
+        try:
+            listed = store.list(os.path.commonprefix(wanted))  # noqa: RUF071  characters are meant
+        except OSError as error:
+            objects |= {(store, key): str(error) for key in wanted}
+            continue
+        objects |= {(store, item.key): item for item in listed if (store, item.key) in objects}
+    return objects
 
 
 def _manifest_rows(manifest: str) -> Iterator[dict[str, Any]]:
     store, key = parent_store(manifest if "/" in manifest else f"./{manifest}")
-    data = store.get(key)
     if key.endswith(".parquet"):
-        yield from pq.read_table(pa.BufferReader(data)).to_pylist()
-    elif key.endswith(".csv"):
+        yield from read_table(store, key).to_pylist()
+        return
+    data = store.get(key)
+    if key.endswith(".csv"):
         yield from csv.DictReader(io.StringIO(data.decode("utf-8-sig")))
     else:
         yield from (json.loads(line) for line in data.decode("utf-8-sig").splitlines() if line.strip())

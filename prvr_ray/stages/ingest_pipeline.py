@@ -1,0 +1,181 @@
+"""The Ray Data pipelines of ingest: decode on CPUs, encode on GPUs, put shards, and count what has been put.
+
+What the workers do stands in `decoding`, `encoding` and `committing`; here they get their places.
+"""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from ray.data import ActorPoolStrategy, Dataset
+from ray.util import metrics
+
+from prvr_ray.collection import ShardFolder
+from prvr_ray.config import IngestSettings
+from prvr_ray.corpus.container import Limits
+from prvr_ray.corpus.frames import FrameSpec
+from prvr_ray.corpus.packets import Sampling
+from prvr_ray.encoders import EncoderSpec
+from prvr_ray.stages.committing import put_shard
+from prvr_ray.stages.decoding import DecodePlan, DecodeVideos
+from prvr_ray.stages.encoding import EncodePacks, EncodePlan, EncodeQueries
+from prvr_ray.stages.progress import Steps
+from prvr_ray.stages.resources import Worker, pool_size, require
+
+_VIDEOS_PER_TASK = 64
+_BYTES_PER_TASK = 256 * 2**20
+_PACK_BYTES = 32 * 2**20  # of decoded frames that travel together, about
+_QUERIES_PER_TASK = 256
+_QUERIES_PER_SHARD = 4096
+_PUT_CPUS = 0.1
+_WAIT_FOR_NODES_S = 6 * 3600.0  # Ray's own limit, half an hour without progress, is short where GPUs are scarce
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What the workers are told and how many there are."""
+
+    decode: DecodePlan
+    encode: EncodePlan
+    decoder: Worker
+    num_decoders: int
+    encoder: Worker
+    num_encoders: tuple[int, int]  # at least, at most
+    rows_per_shard: int
+
+    def ingest_videos(self, work: pa.Table, folder: ShardFolder, run: str) -> int:
+        """Work through videos (WORK); returns the number of frames that were put."""
+        if not len(work):
+            return 0
+        require(self.encoder)
+        tasks = _tasks(work, self.num_decoders)
+        packs = _dataset(tasks).map_batches(
+            DecodeVideos,
+            fn_constructor_args=(self.decode,),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=pool_size(1, self.num_decoders, len(tasks))),
+            **self.decoder.options,
+        )
+        rows = packs.map_batches(
+            EncodePacks,
+            fn_constructor_args=(self.encode,),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=self._encoder_pool(len(tasks)),
+            **self.encoder.options,
+        )
+        return _follow(_put(rows, folder, run, self.rows_per_shard), len(work))
+
+    def ingest_queries(self, queries: pa.Table, folder: ShardFolder, run: str) -> None:
+        """Encode captions: query_id and text."""
+        if not len(queries):
+            return
+        rows = _dataset([queries]).map_batches(
+            EncodeQueries,
+            fn_constructor_args=(self.encode,),
+            batch_size=_QUERIES_PER_TASK,
+            batch_format="pyarrow",
+            compute=self._encoder_pool(1),
+            **self.encoder.options,
+        )
+        batches: Iterable[Any] = _put(rows, folder, run, _QUERIES_PER_SHARD).iter_batches(batch_format="pyarrow")
+        with Steps("queries", len(queries), "queries") as steps:
+            for batch in batches:
+                steps.advance(len(batch))
+
+    def _encoder_pool(self, num_tasks: int) -> ActorPoolStrategy:
+        least, most = self.num_encoders
+        return ActorPoolStrategy(min_size=least, max_size=most, initial_size=pool_size(least, most, num_tasks))
+
+
+def plan_pipeline(settings: IngestSettings, encoders: list[EncoderSpec]) -> Pipeline:
+    """Lay a pipeline out for the cluster that runs now. encoders: the teacher's, and the student's if another."""
+    inputs = [FrameSpec(e.image_size, e.resize_mode, e.interpolation, e.fill_color) for e in encoders]
+    specs = tuple(dict.fromkeys(inputs))
+    num_cpus = int(ray.cluster_resources().get("CPU", 1))
+    decode = DecodePlan(
+        Sampling(settings.fps, settings.sampling == "keyframes", settings.segment_frames),
+        specs,
+        Limits(settings.max_pixels, settings.max_duration_s),
+        settings.decode_timeout_s,
+        settings.decode_stall_s,
+        settings.decode_memory_bytes,
+        pack_frames=max(settings.batch_frames, _PACK_BYTES // sum(spec.num_bytes for spec in specs)),
+    )
+    encode = EncodePlan(
+        tuple(encoder.name for encoder in encoders),
+        tuple(specs.index(spec) for spec in inputs),
+        settings.batch_frames,
+        num_threads=max(1, num_cpus // settings.max_encoders),
+    )
+    row_bytes = settings.segment_frames * sum(2 * encoder.embed_dim for encoder in encoders)
+    return Pipeline(
+        decode,
+        encode,
+        Worker("decoder", settings.decoder_cpus or _default_share(settings), labels=settings.decoder_labels),
+        settings.num_decoders or max(1, num_cpus),
+        Worker("encoder", settings.encoder_cpus, settings.encoder_gpus, labels=settings.encoder_labels),
+        (settings.min_encoders, max(settings.min_encoders, settings.max_encoders)),
+        max(1, settings.shard_bytes // row_bytes),
+    )
+
+
+def _default_share(settings: IngestSettings) -> float:
+    """CPUs that one decoder reserves: with an encoder on the same CPUs both take what the other leaves."""
+    return 1.0 if settings.encoder_gpus else 0.5
+
+
+def _tasks(work: pa.Table, num_decoders: int) -> list[pa.Table]:
+    """Cut the work into tasks: small enough that every decoder gets several, and that one lost costs little."""
+    most = max(1, min(_VIDEOS_PER_TASK, len(work) // (4 * num_decoders)))
+    tasks, begin, num_bytes = [], 0, 0
+    for index, size in enumerate(work["size"].to_pylist()):
+        if index - begin == most or (num_bytes + size > _BYTES_PER_TASK and index > begin):
+            tasks.append(work.slice(begin, index - begin))
+            begin, num_bytes = index, 0
+        num_bytes += size
+    return [*tasks, work.slice(begin)]
+
+
+def _dataset(tasks: list[pa.Table]) -> Dataset:
+    """One block a task. The datasets that follow from it inherit its context."""
+    dataset = ray.data.from_arrow(tasks)
+    dataset.context.target_max_block_size = _PACK_BYTES
+    dataset.context.execution_no_progress_timeout_s = _WAIT_FOR_NODES_S
+    return dataset
+
+
+def _put(rows: Dataset, folder: ShardFolder, run: str, rows_per_shard: int) -> Dataset:
+    return rows.map_batches(
+        partial(put_shard, folder=folder, run=run),
+        batch_size=rows_per_shard,
+        batch_format="pyarrow",
+        num_cpus=_PUT_CPUS,
+    )
+
+
+def _follow(put: Dataset, num_videos: int) -> int:
+    """Drive the pipeline, show its progress, and count for a dashboard. Returns the number of frames."""
+    totals = {"videos": 0, "frames": 0, "failures": 0}
+    counters = {name: metrics.Counter(f"prvr_ingest_{name}", f"{name}, as they are committed") for name in totals}
+    begun = time.monotonic()
+    batches: Iterable[Any] = put.iter_batches(batch_size=None, batch_format="pyarrow")
+    with Steps("ingest", num_videos, "videos") as steps:
+        for batch in batches:
+            counts = {
+                "videos": pc.sum(batch["is_last"]).as_py(),
+                "frames": pc.sum(batch["num_frames"]).as_py(),
+                "failures": pc.count(batch["error_class"]).as_py(),
+            }
+            for name, count in counts.items():
+                totals[name] += count
+                counters[name].inc(count) if count else None
+            rate = totals["frames"] / (time.monotonic() - begun)
+            steps.advance(counts["videos"], f"{rate:.0f} frames/s, {totals['failures']} failed")
+    return totals["frames"]

@@ -1,0 +1,124 @@
+"""What is left to do: wanted minus there, for new, changed, failed, half-finished and removed videos."""
+
+import pyarrow as pa
+import pytest
+
+from prvr_ray import schema
+from prvr_ray.collection import open_collection
+from prvr_ray.corpus.splits import split_of
+from prvr_ray.stages.sources import Source
+from prvr_ray.stages.wanted import (
+    classes_to_retry,
+    current_videos,
+    states,
+    text_hash,
+    wanted_queries,
+    wanted_videos,
+)
+
+SHARES = {"train": 0.5, "test": 0.5}
+
+
+@pytest.fixture
+def collection(tmp_path):
+    return open_collection(str(tmp_path / "root"))
+
+
+def put_videos(collection, sources, now):
+    current, changed = current_videos(collection, sources, SHARES, now)
+    collection.video_shards.append(changed)
+    return current
+
+
+def put_segments(collection, *rows):
+    table = pa.Table.from_pylist([{"is_last": False, "num_frames": 1, **row} for row in rows], schema.FEATURE_VIDEOS)
+    collection.features().video_shards.append(table)
+
+
+def work(collection, current, retry="transient", limit=0):
+    table = wanted_videos(current, states(collection.features(), current), classes_to_retry(retry), limit)
+    return {row["video_id"]: row["skip"] for row in table.to_pylist()}
+
+
+def test_what_is_complete_is_left_alone_and_what_is_half_finished_goes_on(collection):
+    sources = [Source(name, f"/v/{name}", 1, "e") for name in ("done", "half", "gap", "new")]
+    current = put_videos(collection, sources, now=100.0)
+    put_segments(
+        collection,
+        {"video_id": "done", "added_at": 100.0, "segment": 0},
+        {"video_id": "done", "added_at": 100.0, "segment": 1, "is_last": True},
+        {"video_id": "half", "added_at": 100.0, "segment": 0},
+        {"video_id": "gap", "added_at": 100.0, "segment": 1, "is_last": True},
+    )
+    assert work(collection, current) == {"half": [0], "gap": [1], "new": []}
+    assert work(collection, current, limit=2) == {"half": [0], "gap": [1]}
+
+
+def test_failures_are_tried_again_as_asked(collection):
+    names = ("decode", "download", "timeout", "recovered")
+    current = put_videos(collection, [Source(name, f"/v/{name}", 1, "e") for name in names], now=1.0)
+    for name in names:
+        row = {"video_id": name, "added_at": 1.0, "segment": 0, "is_last": True}
+        put_segments(collection, row | {"error_class": "decode" if name == "recovered" else name})
+        if name == "recovered":
+            put_segments(collection, row)
+    assert set(work(collection, current)) == {"download"}
+    assert set(work(collection, current, "all")) == {"decode", "download", "timeout"}
+    assert set(work(collection, current, "timeout")) == {"timeout"}
+    with pytest.raises(ValueError, match=r"transient, all, or one of .*decode"):
+        classes_to_retry("sometimes")
+
+
+def test_a_changed_file_is_wanted_anew_and_a_moved_one_is_not(collection):
+    put_videos(collection, [Source("a", "/old/a", 1, "e"), Source("b", "/old/b", 1, "e")], now=1.0)
+    put_segments(
+        collection,
+        {"video_id": "a", "added_at": 1.0, "segment": 0, "is_last": True},
+        {"video_id": "b", "added_at": 1.0, "segment": 0, "is_last": True},
+    )
+    current = put_videos(collection, [Source("a", "/new/a", 1, "e"), Source("b", "/old/b", 1, "other")], now=2.0)
+    assert work(collection, current) == {"b": []}
+    rows = {row["video_id"]: row for row in collection.videos().to_pylist()}
+    assert (rows["a"]["uri"], rows["a"]["added_at"]) == ("/new/a", 1.0)
+    assert (rows["b"]["etag"], rows["b"]["added_at"]) == ("other", 2.0)
+
+
+def test_nothing_new_puts_no_row(collection):
+    sources = [Source("a", "/v/a", 1, "e"), Source("b", "/v/b", 2, "e", split="mine")]
+    put_videos(collection, sources, now=1.0)
+    _, changed = current_videos(collection, sources, SHARES, now=2.0)
+    assert len(changed) == 0
+
+
+def test_splits_come_from_the_source_then_the_collection_then_the_id(collection):
+    imported = {"video_id": "b", "split": "val", "added_at": 0.5, "removed": False}
+    collection.video_shards.append(pa.Table.from_pylist([imported], schema.VIDEOS))
+    sources = [Source("a", "/v/a", 1, "e", split="test"), Source("b", "/v/b", 1, "e"), Source("c", "/v/c", 1, "e")]
+    current = put_videos(collection, sources, now=1.0)
+    splits = dict(zip(current["video_id"].to_pylist(), current["split"].to_pylist(), strict=True))
+    assert splits == {"a": "test", "b": "val", "c": split_of("c", SHARES)}
+
+
+def test_a_removed_video_stays_removed(collection):
+    put_videos(collection, [Source("a", "/v/a", 1, "e")], now=1.0)
+    tombstone = {"video_id": "a", "added_at": 2.0, "removed": True}
+    collection.video_shards.append(pa.Table.from_pylist([tombstone], schema.VIDEOS))
+    current, changed = current_videos(collection, [Source("a", "/v/a", 1, "e")], SHARES, now=3.0)
+    assert (len(current), len(changed)) == (0, 0)
+
+
+def test_captions_are_wanted_when_new_or_edited(collection):
+    def put(text, query_id):
+        row = {"query_id": query_id, "text": text, "video_ids": []}
+        collection.query_shards.append(pa.Table.from_pylist([row], schema.QUERIES))
+
+    put("same", "q1"), put("before", "q2"), put("new", "q3")
+    encoded = [
+        {"query_id": q, "text_hash": text_hash(t), "num_tokens": 1} for q, t in [("q1", "same"), ("q2", "before")]
+    ]
+    collection.features().query_shards.append(pa.Table.from_pylist(encoded, schema.FEATURE_QUERIES))
+    put("after", "q2")
+    assert wanted_queries(collection, collection.features()).to_pylist() == [
+        {"query_id": "q2", "text": "after"},
+        {"query_id": "q3", "text": "new"},
+    ]
