@@ -176,7 +176,7 @@ def _num_shards(keys: set[str]) -> int:
 def _unfinished_plans(store: Store) -> dict[str, set[str]]:
     """Plans of jobs that may still read what they name: key -> all strings in it, shard names among them."""
     plans = {}
-    for folder in ("runs", "scores"):
+    for folder in ("runs", "tune", "scores"):
         for name, keys in _children(store, folder).items():
             if "plan.json" in keys and not _is_finished(keys):
                 plans[f"{folder}/{name}/plan.json"] = set(_strings(get_json(store, f"{folder}/{name}/plan.json")))

@@ -227,7 +227,9 @@ def test_the_retention_counts_from_the_compaction(local_root, monkeypatch):
         assert gc(local_root)["shards_deleted"] == deleted
 
 
-@pytest.mark.parametrize(("folder", "done"), [("runs", "summary.json"), ("scores", "finished.json")])
+@pytest.mark.parametrize(
+    ("folder", "done"), [("runs", "summary.json"), ("tune", "summary.json"), ("scores", "finished.json")]
+)
 def test_an_unfinished_plan_keeps_its_shards_across_compaction_and_gc(local_root, folder, done):
     collection = filled(local_root)
     features = collection.features()
