@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from prvr_ray.commands import COMMANDS, Command
+from prvr_ray.commands import COMMANDS, Command, Summary
 from prvr_ray.config import PRESETS, SECTIONS, Config, resolve
 
 EXIT_DONE, EXIT_UNUSABLE, EXIT_INTERRUPTED = 0, 2, 130
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         arguments = build_parser().parse_args(argv)
         name = arguments.subcommand
-        return _run(COMMANDS[name], arguments[name])
+        return _run(name, arguments[name])
     except argparse.ArgumentError as error:
         return _refuse(_with_valid_options(str(error)))
     except KeyboardInterrupt:
@@ -73,7 +73,8 @@ def _command_parser(command: Command) -> ArgumentParser:
     return parser
 
 
-def _run(command: Command, arguments: Namespace) -> int:
+def _run(name: str, arguments: Namespace) -> int:
+    command = COMMANDS[name]
     if arguments.quiet:
         os.environ["PRVR_QUIET"] = "1"
     begun = time.monotonic()
@@ -82,10 +83,19 @@ def _run(command: Command, arguments: Namespace) -> int:
     except (ValueError, FileNotFoundError, PermissionError) as error:
         return _refuse(str(error))
     summary.setdefault("seconds", round(time.monotonic() - begun, 1))
+    _keep_record(name, arguments, summary)
     command.show(summary)
     if arguments.json:
         print(json.dumps(summary))
     return int(summary.get("exit_code", EXIT_DONE))
+
+
+def _keep_record(name: str, arguments: Namespace, summary: Summary) -> None:
+    """Remember a command that made something, for the report."""
+    if "output" in summary and arguments.get("root") and not arguments.get("dry_run"):
+        from prvr_ray.history import record
+
+        record(arguments.root, name, summary)
 
 
 def _settings(arguments: Namespace) -> Config:

@@ -266,6 +266,7 @@ class ReportSettings(Settings):
 
     num_examples: int = Field(4, ge=0, description="queries shown of each kind: best, worst, random")
     num_answers: Count = Field(5, description="videos shown for each of these queries")
+    moment_threshold: Share = Field(0.5, description="as for score")
     filmstrips: bool = Field(True, description="show frames of the answers; remote videos are downloaded for it")
     num_resamples: Count = Field(2000, description="draws of the bootstrap that intervals come from")
     confidence: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="of the intervals")
@@ -281,6 +282,7 @@ class DemoSettings(Settings):
     )
     num_stills: Count = Field(6000, description="pictures that the teacher learns from")
     teacher_steps: Count = Field(400, description="optimiser steps of the teacher, 64 pictures each")
+    tune_epochs: Count = Field(10, description="epochs of a trial at most")
 
 
 SECTIONS: dict[str, type[Settings]] = {
@@ -303,7 +305,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "demo": {
         "ingest": {"fps": 2.0},
         "student": {"hidden_dim": 128},
-        "train": {"num_epochs": 40, "videos_per_batch": 64, "lr": 1e-3, "num_workers": 2},
+        "train": {"num_epochs": 30, "patience": 30, "videos_per_batch": 32, "lr": 5e-4, "num_workers": 2},
+        "tune": {"num_trials": 4, "grace_epochs": 4, "confirm_top": 0},
     },
 }
 

@@ -10,6 +10,8 @@ from jsonargparse import Namespace
 from prvr_ray import cli
 from prvr_ray.commands import COMMANDS, Command
 from prvr_ray.config import Config
+from prvr_ray.history import read_history
+from prvr_ray.storage import open_store
 
 
 @pytest.fixture
@@ -49,10 +51,22 @@ def test_json_is_the_last_line(train_settings, capsys):
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["videos"] == 3
 
 
+def test_what_made_something_is_remembered_and_a_dry_run_is_not(monkeypatch, tmp_path):
+    summaries = iter([{"videos": 3, "output": "x"}, {"videos": 5, "output": "x"}, {"videos": 7}])
+    standing = COMMANDS["train"]
+    replaced = Command(standing.help, lambda *_: next(summaries), standing.options, standing.sections)
+    monkeypatch.setitem(COMMANDS, "train", replaced)
+    for options in ([], ["--dry-run"], []):
+        assert cli.main(["train", "--root", str(tmp_path), "--run", "a", *options]) == 0
+    [record] = read_history(open_store(tmp_path))
+    assert (record["command"], record["summary"]["videos"]) == ("train", 3)
+    assert record["versions"]["torch"]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--train.lrs", "1"], "train has num_epochs, seed"),
+        (["--train.lrs", "1"], "train has train_split"),
         (["--train.lr", "-1"], "train.lr=-1.0: Input should be greater than 0"),
         (["--train.lr", "fast"], "train.lr: Expected a float. Got value: fast"),
         (["--preset", "msrvtt"], "activitynet"),

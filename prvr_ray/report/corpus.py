@@ -18,8 +18,8 @@ ANCHOR, TITLE = "corpus", "Corpus and failures"
 _EXAMPLES = 3
 _NO_LENGTHS = "No video of known length has been ingested."
 _MINUTE = 60
-_LENGTHS_S = (0, 10, 30, _MINUTE, 3 * _MINUTE, 10 * _MINUTE, 30 * _MINUTE, np.inf)
-_LENGTH_NAMES = ("<10 s", "10-30 s", "30-60 s", "1-3 min", "3-10 min", "10-30 min", ">30 min")
+_LENGTHS_S = (0, 10, _MINUTE, 3 * _MINUTE, 10 * _MINUTE, 60 * _MINUTE, np.inf)
+_LENGTH_NAMES = ("<10 s", "10-60 s", "1-3 min", "3-10 min", "10-60 min", ">1 h")
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,11 @@ class Corpus:
     queries: pa.Table
     durations_s: dict[str, float]
     failures: Sequence[tuple[str, str, str]]
+
+    def video_ids(self, split: str) -> list[str]:
+        """The videos of a split that have features."""
+        in_split = self.videos.filter(pc.equal(self.videos["split"], split))["video_id"].to_pylist()
+        return [video_id for video_id in in_split if video_id in self.durations_s]
 
 
 def read_corpus(collection: Collection, features: str) -> Corpus:
@@ -65,12 +70,11 @@ def corpus_section(corpus: Corpus) -> Section:
 
 def describe(corpus: Corpus, split: str) -> str:
     """What was searched, in a sentence."""
-    in_split = corpus.videos.filter(pc.equal(corpus.videos["split"], split))["video_id"].to_pylist()
-    searched = [corpus.durations_s[video_id] for video_id in in_split if video_id in corpus.durations_s]
+    searched = [corpus.durations_s[video_id] for video_id in corpus.video_ids(split)]
     num_queries = pc.sum(pc.equal(corpus.queries["split"], split)).as_py() or 0
     sentence = (
-        f"{count(len(searched), 'video')}, {duration(_total_s(searched))} of them in all, with "
-        f"{count(num_queries, 'query')}: the {split} split of a collection of {count(len(corpus.videos), 'video')}."
+        f"{count(len(searched), 'video')} ({duration(_total_s(searched))}) with {count(num_queries, 'query')}: the "
+        f"{split} split of a collection of {count(len(corpus.videos), 'video')}."
     )
     return f"{sentence} {count(len(corpus.failures), 'video')} could not be read." if corpus.failures else sentence
 

@@ -52,6 +52,13 @@ class Evaluation:
     ratios: np.ndarray
     ranks: dict[str, list[np.ndarray]]
 
+    @property
+    def first_ranks(self) -> dict[str, int]:
+        """query_id -> the fused rank of its best relevant video."""
+        return {
+            query_id: int(ranks_q[0]) for query_id, ranks_q in zip(self.query_ids, self.ranks["fused"], strict=True)
+        }
+
     @cached_property
     def values_QM(self) -> dict[str, np.ndarray]:
         """Row -> (Q, M) each query's own R@1 and so on, in the order of MEANS; their means are the row's figures."""

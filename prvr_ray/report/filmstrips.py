@@ -42,7 +42,7 @@ class Projector:
         Args:
             uri: of the video; a remote one is downloaded for the while.
             duration_s: of the whole video.
-            size: height and width of one frame, pixels; frames of another shape get borders.
+            size: the most that one frame may have, height and width in pixels.
 
         Raises:
             VideoError: the video cannot be decoded there.
@@ -63,7 +63,15 @@ class Projector:
         frames_F3HW = np.concatenate([segment.frames[0] for segment in segments])
         middles = moment.start_s + (np.arange(num_frames) + 0.5) * part_s
         shown = np.maximum(np.searchsorted(times_F, middles, side="right") - 1, 0)
-        return _as_jpeg(np.concatenate(frames_F3HW[shown], axis=2))
+        return _as_jpeg(np.concatenate(_trim(frames_F3HW)[shown], axis=2))
+
+
+def _trim(frames_F3HW: np.ndarray) -> np.ndarray:
+    """Cut off borders that are black in all frames: the video's own and those that filled up the size."""
+    rows, columns = (np.flatnonzero(frames_F3HW.any(axis=axes)) for axes in ((0, 1, 3), (0, 1, 2)))
+    if not len(rows):
+        return frames_F3HW
+    return frames_F3HW[:, :, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
 def _as_jpeg(picture_3HW: np.ndarray) -> str:

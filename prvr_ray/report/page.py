@@ -69,18 +69,19 @@ class Figures:
 class Answer:
     """One video in answer to a query.
 
-    strip: the video's frames in order, as a data URI, or None where they cannot be shown; `note` says why.
-    curve: its frame scores over the same width.
+    ends: what stands below the curve's left and right end. moment: in words. curve: frame scores over time.
+    strips: frames as data URIs, first those over the curve's width, then those of the moment; none where the video
+    cannot be shown, and `note` says why.
     """
 
     rank: int
     video_id: str
     is_right: bool
     score: str
-    duration: str
+    ends: tuple[str, str]
     moment: str
-    curve: Markup | None = None
-    strip: str | None = None
+    curve: Markup
+    strips: Sequence[str] = ()
     note: str = ""
 
 
@@ -88,11 +89,9 @@ class Answer:
 class Question:
     """One query with its answers. `rank` is that of its first relevant video."""
 
-    query_id: str
     text: str
     rank: int
     answers: Sequence[Answer]
-    is_open: bool = False
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def _encoder_facts(spec: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _settings_table(settings: Mapping[str, Mapping[str, Any]]) -> Table:
-    rows = [[path, str(value), str(default)] for path, value, default in differing(settings)]
+    rows = [[path, str(value), str(default) or "–"] for path, value, default in differing(settings)]
     return Table("Settings that differ from the defaults", ["setting", "value", "default"], rows or [["none", "", ""]])
 
 

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from prvr_ray.report.figures import LOOKS, Chart, Line, draw_lines
+from prvr_ray.report.canvas import LOOKS
+from prvr_ray.report.figures import Chart, Line, draw_lines
 from prvr_ray.report.page import Facts, Figure, Figures, Section, Text
 
 Metrics = dict[str, float]
@@ -75,12 +76,11 @@ def _speed(epochs: Sequence[Metrics]) -> list[tuple[str, str]]:
         ("videos per second, mean of the epochs", f"{mean('speed/videos_per_s'):,.0f}"),
         ("time of a step, mean", f"{1000 * mean('speed/step_s'):.0f} ms"),
         ("share of it that waited for data", f"{100 * mean('speed/data_wait_share'):.1f} %"),
-        ("learning rate at the end", f"{epochs[-1]['lr']:.2e}"),
     ]
 
 
 def _mark(best: Metrics) -> tuple[float, str]:
-    return best["epoch"], "best"
+    return best["epoch"], "best epoch"
 
 
 def _column(epochs: Sequence[Metrics], name: str) -> list[float]:

@@ -1,11 +1,14 @@
 """How numbers read on the page: times, intervals, differences."""
 
+_SHORT_S = 10.0
 
-def clock(seconds: float) -> str:
-    """A place in a video: 0:07, 12:30, 1:02:03."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+def clock(seconds: float, digits: int = 0) -> str:
+    """A place in a video: 0:07, 12:30, 1:02:03; with a digit 0:07.4."""
+    minutes, rest = divmod(round(seconds, digits), 60)
+    hours, minutes = divmod(int(minutes), 60)
+    shown = f"{rest:0{3 + digits if digits else 2}.{digits}f}"
+    return f"{hours}:{minutes:02d}:{shown}" if hours else f"{minutes}:{shown}"
 
 
 def duration(seconds: float) -> str:
@@ -16,8 +19,9 @@ def duration(seconds: float) -> str:
 
 
 def span(start_s: float, end_s: float) -> str:
-    """A stretch of a video: 0:07–0:12."""
-    return f"{clock(start_s)}–{clock(end_s)}"
+    """A stretch of a video: 0:07–0:31; a short one to tenths of a second, 0:07.4–0:09.0."""
+    digits = int(end_s - start_s < _SHORT_S)
+    return f"{clock(start_s, digits)}–{clock(end_s, digits)}"
 
 
 def signed(value: float) -> str:

@@ -61,8 +61,8 @@ def test_what_helped_speaks_of_the_rows_that_are_there():
 
 def test_the_weakest_group_is_named():
     said = where_it_fails(evaluation(ratios=[0.1] * 10 + [0.9] * 10, fused=[50] * 5 + [1] * 15))
-    assert "For 25 % of the queries" in said
-    assert "0–20 % of its video: R@10 50.0, against 75.0 overall" in said
+    assert "For 25 % of the queries the right video is not the first answer" in said
+    assert "0–20 % of its video: SumR 250.0, against 325.0 overall" in said
 
 
 def test_figures_of_the_table_are_the_ranks_summary():

@@ -5,8 +5,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from prvr_ray.report.canvas import LOOKS
 from prvr_ray.report.figures import (
-    LOOKS,
     Chart,
     Line,
     Span,

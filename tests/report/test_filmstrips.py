@@ -39,8 +39,8 @@ def cells(uri: str, num_frames: int) -> list[int]:
     """The number of the colour that each cell's middle shows."""
     assert uri.startswith("data:image/jpeg;base64,")
     picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))), dtype=float)
-    assert picture.shape == (54, 96 * num_frames, 3)
-    middles = picture[27, 48::96]
+    assert picture.shape == (54, 72 * num_frames, 3)  # 4:3, without the borders of a wider frame
+    middles = picture[27, 36::72]
     return np.abs(middles[:, None] - np.array(COLOURS)).sum(-1).argmin(-1).tolist()
 
 

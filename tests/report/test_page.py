@@ -35,7 +35,8 @@ def picture() -> str:
 
 def answer(rank: int, is_right: bool) -> Answer:
     curve = draw_scores(np.arange(9.0), np.linspace(0, 1, 8), (0, 1), Span(2, 4), [Span(3, 5)])
-    return Answer(rank, LONG, is_right, "score 0.531", "0:08", "found 0:02–0:04", curve, picture(), HOSTILE)
+    strips = (picture(), picture())
+    return Answer(rank, LONG, is_right, "score 0.531", ("0:00", "0:08"), "found 0:02–0:04", curve, strips, HOSTILE)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def path(tmp_path_factory):
         Facts([("collection", "s3://" + LONG), (HOSTILE, HOSTILE)]),
         Table("recall", columns, [["teacher", *numbers], [HOSTILE, *numbers], [LONG, *numbers]], strong=HOSTILE),
         Figures([Figure(svg, HOSTILE, HOSTILE)] * 3),
-        Questions("Best", [Question(HOSTILE, HOSTILE, 1, [answer(1, True), answer(2, False)])]),
+        Questions("Best", [Question(HOSTILE, 1, [answer(1, True), answer(2, False)])]),
     ]
     sections = [Section("all", HOSTILE, blocks), Section("study", "Search", missing=HOSTILE)]
     path = tmp_path_factory.mktemp("page") / "index.html"

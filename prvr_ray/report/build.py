@@ -1,0 +1,197 @@
+"""`prvr report`: reads what stands in a ROOT, builds the page's sections, and puts the page."""
+
+import contextlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from prvr_ray.collection import Collection, existing_collection
+from prvr_ray.config import ReportSettings
+from prvr_ray.history import read_history
+from prvr_ray.report import answers, comparison, recall, study
+from prvr_ray.report.answers import Query, Video, answers_section, choose, find
+from prvr_ray.report.comparison import comparison_section
+from prvr_ray.report.corpus import Corpus, corpus_section, describe, read_corpus
+from prvr_ray.report.evaluation import Bootstrap, Evaluation, read_evaluation
+from prvr_ray.report.filmstrips import Projector
+from prvr_ray.report.lookup import embed, open_lookup
+from prvr_ray.report.page import Page, Section, render
+from prvr_ray.report.recall import beat_teacher, recall_section, where_it_fails
+from prvr_ray.report.setup import setup_section
+from prvr_ray.report.study import study_section
+from prvr_ray.report.training import training_section
+from prvr_ray.runs import RunFolder, open_run
+from prvr_ray.storage import exists, get_json
+
+
+def report(
+    settings: ReportSettings,
+    *,
+    root: str,
+    run: str,
+    split: str = "test",
+    protocol: str = "held-out",
+    index: str = "",
+    study_name: str = "",
+    compare: Sequence[str] = (),
+    name: str = "",
+) -> dict[str, Any]:
+    """Write the page about a run.
+
+    Args:
+        root: the collection.
+        run: name of the training run.
+        split, protocol: of the evaluation to show.
+        index: that answers come from; empty: the only one of this run.
+        study_name: of the search study to show; empty: the only one there is.
+        compare: runs to put side by side.
+        name: of the report, ROOT/reports/<name>; empty: the run's.
+
+    Returns:
+        How many sections the page has, what is missing, its size in bytes, and where it lies.
+
+    Raises:
+        ValueError: there is no such collection or run.
+    """
+    collection = existing_collection(root)
+    sources = _Sources(settings, collection, open_run(root, run), split, protocol)
+    sections = [
+        sources.setup(),
+        corpus_section(sources.corpus),
+        training_section(sources.run.metrics()),
+        sources.recall(),
+        sources.answers(index),
+        sources.study(study_name),
+    ]
+    if compare:
+        sections.append(sources.comparison(compare))
+    where = f"{collection.store.uri}, {split} split, protocol {protocol}"
+    data = render(Page(f"Report of run {run}", where, sources.verdicts(), sections)).encode()
+    store = collection.store.child(f"reports/{name or run}")
+    store.put("index.html", data)
+    return {
+        "sections": sum(not section.missing for section in sections),
+        "missing": [section.missing for section in sections if section.missing],
+        "bytes": len(data),
+        "output": f"{store.uri}/index.html",
+    }
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """What a page is about, and the sections that need more than one artifact."""
+
+    settings: ReportSettings
+    collection: Collection
+    run: RunFolder
+    split: str
+    protocol: str
+
+    @cached_property
+    def features(self) -> str:
+        return (self.run.plan() or {"features": "default"})["features"]
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        return read_corpus(self.collection, self.features)
+
+    @cached_property
+    def evaluation(self) -> Evaluation | None:
+        return self._evaluation(self._name(self.run))
+
+    @property
+    def how(self) -> Bootstrap:
+        return Bootstrap(self.settings.num_resamples, self.settings.confidence, self.settings.seed)
+
+    def verdicts(self) -> list[tuple[str, str]]:
+        """The questions that a reader comes with, answered."""
+        beat = fails = "Not known before `prvr evaluate` has run."
+        if self.evaluation:
+            beat, fails = beat_teacher(self.evaluation, self.how), where_it_fails(self.evaluation)
+        return [
+            ("What was searched?", describe(self.corpus, self.split)),
+            ("Did the student beat its teacher?", beat),
+            ("Where does it fail?", fails),
+        ]
+
+    def setup(self) -> Section:
+        feature_set = self.collection.features(self.features)
+        spec = feature_set.spec() if exists(feature_set.store, "spec.json") else None
+        history = read_history(self.collection.store)
+        return setup_section(self.collection.store.uri, spec, _settings_of(self.run), history)
+
+    def recall(self) -> Section:
+        if self.evaluation:
+            return recall_section(self.evaluation, self.how)
+        missing = f"Run {self._name(self.run)} has no evaluation on the {self.split} split, protocol {self.protocol}"
+        return Section(recall.ANCHOR, recall.TITLE, missing=f"{missing}: `prvr evaluate` makes one.")
+
+    def answers(self, index: str) -> Section:
+        names = [index] if index else self._indexes()
+        if self.evaluation is None or len(names) != 1:
+            choice = f"an index, chosen with --index: {', '.join(names)}" if names else "`prvr index` first"
+            needed = choice if self.evaluation else "`prvr evaluate` first"
+            return Section(answers.ANCHOR, answers.TITLE, missing=f"Answers need {needed}.")
+        first_ranks = self.evaluation.first_ranks
+        chosen = self._chosen_queries(self.evaluation)
+        queries = [query for of_kind in chosen.values() for query in of_kind]
+        searched = self.corpus.video_ids(self.split)
+        lookup = open_lookup(self.collection, names[0], self.run, searched, self.settings.moment_threshold)
+        vectors = embed(self.collection, self.run, lookup, [query.query_id for query in queries])
+        found = find(lookup, queries, vectors, self.settings.num_answers, first_ranks)
+        with contextlib.ExitStack() as stack:
+            projector = stack.enter_context(Projector()) if self.settings.filmstrips else None
+            return answers_section(chosen, found, first_ranks, self._videos(), projector)
+
+    def study(self, name: str) -> Section:
+        store = self.collection.store.child("tune")
+        ended = [item.key.removesuffix("/summary.json") for item in store.list() if item.key.endswith("/summary.json")]
+        names = [name] if name else ended
+        if len(names) != 1 or names[0] not in ended:
+            choice = f"choose one with --study: {', '.join(ended)}" if ended else "`prvr tune` makes one"
+            return Section(study.ANCHOR, study.TITLE, missing=f"No study {name}: {choice}.")
+        return study_section(names[0], get_json(store, f"{names[0]}/summary.json"))
+
+    def comparison(self, names: Sequence[str]) -> Section:
+        found = {name: self._evaluation(name) for name in names}
+        unknown = [name for name, evaluation in found.items() if evaluation is None]
+        if unknown or len(found) < 2:
+            seen = f"that `prvr evaluate` has seen on the {self.split} split, protocol {self.protocol}"
+            missing = f"A comparison needs two runs or more {seen}; not so: {', '.join(unknown) or 'a second one'}."
+            return Section(comparison.ANCHOR, comparison.TITLE, missing=missing)
+        settings = {name: _settings_of(open_run(self.collection.store.uri, name)) for name in names}
+        return comparison_section([evaluation for evaluation in found.values() if evaluation], settings, self.how)
+
+    def _evaluation(self, run: str) -> Evaluation | None:
+        return read_evaluation(self.collection, run, self.split, self.protocol)
+
+    def _indexes(self) -> list[str]:
+        """The indexes that this run's student made."""
+        store = self.collection.store.child("index")
+        names = [item.key.removesuffix("/spec.json") for item in store.list() if item.key.endswith("/spec.json")]
+        return [name for name in names if get_json(store, f"{name}/spec.json")["run"] == self._name(self.run)]
+
+    def _chosen_queries(self, evaluation: Evaluation) -> dict[str, list[Query]]:
+        chosen = choose(evaluation, self.settings.num_examples, self.settings.seed)
+        ids = pa.array([query_id for of_kind in chosen.values() for query_id in of_kind], pa.string())
+        rows = self.corpus.queries.filter(pc.is_in(self.corpus.queries["query_id"], ids)).to_pylist()
+        queries = {row["query_id"]: Query.of_row(row) for row in rows}
+        return {kind: [queries[query_id] for query_id in of_kind] for kind, of_kind in chosen.items()}
+
+    def _videos(self) -> dict[str, Video]:
+        rows = self.corpus.videos.select(["video_id", "uri"]).to_pylist()
+        lengths_s = self.corpus.durations_s
+        return {row["video_id"]: Video(row["uri"], lengths_s.get(row["video_id"], math.nan)) for row in rows}
+
+    @staticmethod
+    def _name(run: RunFolder) -> str:
+        return run.store.uri.rpartition("/")[2]
+
+
+def _settings_of(run: RunFolder) -> Mapping[str, Mapping[str, Any]]:
+    return run.config().model_dump(include={"student", "train"}, mode="json")
