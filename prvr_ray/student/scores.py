@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from prvr_ray.student.model import Layout
 
 TINY = 1e-12  # smallest norm that is divided by
+QUERIES_PER_TILE = 512  # bounds the memory of large batches: the products of 512 queries and 72,000 frames take 150 MB
 
 
 @dataclass(frozen=True)
@@ -57,21 +58,30 @@ class Scores:
     own_cosine_K: Tensor
 
 
-def score(queries_ND: Tensor, frames_RD: Tensor, layout: Layout, own: OwnFrames | None = None) -> Scores:
+def score(
+    queries_ND: Tensor,
+    frames_RD: Tensor,
+    layout: Layout,
+    own: OwnFrames | None = None,
+    queries_per_tile: int = QUERIES_PER_TILE,
+) -> Scores:
     """Score every query with every video.
 
     Args:
         layout: of the frame rows; no video is empty.
         own: also return the cosines of these pairs.
+        queries_per_tile: products of so many queries with all frames are held at a time.
     """
-    scale_N, scale_R = _inverse_norms(queries_ND), _inverse_norms(frames_RD)
     own = own or OwnFrames.of(layout.sequence_R.new_full((len(queries_ND),), -1), layout)
-    with torch.no_grad():
-        products_RN = frames_RD @ queries_ND.T
-        dot_NV, dot_row_NV = best_rows(products_RN, layout)
-        cosine_NV, cosine_row_NV = best_rows(products_RN * scale_R[:, None], layout)
-        query_NV = torch.arange(len(queries_ND), device=queries_ND.device)[:, None].expand_as(dot_row_NV)
-        products = [dot_NV, cosine_NV / scale_R[cosine_row_NV], products_RN[own.row_K, own.query_K]]
+    scale_N, scale_R = _inverse_norms(queries_ND), _inverse_norms(frames_RD)
+    starts = range(0, max(len(queries_ND), 1), queries_per_tile)
+    tiles = [_search(queries_ND, slice(n, n + queries_per_tile), frames_RD, scale_R, layout, own) for n in starts]
+    dot_NV, dot_row_NV, cosine_NV, cosine_row_NV, own_product_K = (
+        torch.cat(parts) for parts in zip(*tiles, strict=True)
+    )
+
+    query_NV = torch.arange(len(queries_ND), device=queries_ND.device)[:, None].expand_as(dot_row_NV)
+    products = [dot_NV, cosine_NV / scale_R[cosine_row_NV], own_product_K]
     rows, queries = [dot_row_NV, cosine_row_NV, own.row_K], [query_NV, query_NV, own.query_K]
     chosen_K = _ChosenProducts.apply(queries_ND, frames_RD, *(_flat(parts) for parts in (products, queries, rows)))
     dots, cosines, own_K = chosen_K.split([part.numel() for part in rows])
@@ -82,12 +92,27 @@ def score(queries_ND: Tensor, frames_RD: Tensor, layout: Layout, own: OwnFrames 
     )
 
 
+@torch.no_grad()
+def _search(
+    queries_ND: Tensor, tile: slice, frames_RD: Tensor, scale_R: Tensor, layout: Layout, own: OwnFrames
+) -> tuple[Tensor, ...]:
+    """Of a tile of queries: best dot and row, best cosine (times the query's length) and row, own products."""
+    products_RN = frames_RD @ queries_ND[tile].T
+    dot_NV, dot_row_NV = best_rows(products_RN, layout)
+    cosine_NV, cosine_row_NV = best_rows(products_RN * scale_R[:, None], layout)
+    is_here_K = (own.query_K >= tile.start) & (own.query_K < tile.stop)
+    own_product_K = products_RN[own.row_K[is_here_K], own.query_K[is_here_K] - tile.start]
+    return dot_NV, dot_row_NV, cosine_NV, cosine_row_NV, own_product_K
+
+
 def _flat(parts: list[Tensor]) -> Tensor:
     return torch.cat([part.flatten() for part in parts])
 
 
 @torch.no_grad()
-def max_cosines(queries_ND: Tensor, frames_RD: Tensor, layout: Layout, queries_per_tile: int = 1024) -> Tensor:
+def max_cosines(
+    queries_ND: Tensor, frames_RD: Tensor, layout: Layout, queries_per_tile: int = QUERIES_PER_TILE
+) -> Tensor:
     """The highest cosine of each query with the frames of each video: (N, V), without gradient."""
     queries_ND, frames_RD = F.normalize(queries_ND, dim=1), F.normalize(frames_RD, dim=1)
     tiles = queries_ND.detach().split(queries_per_tile)

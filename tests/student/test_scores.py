@@ -22,10 +22,12 @@ def _one_by_one(queries, frames, lengths, video_of_query):
     return torch.stack([c.amax(1) for c in cosines], 1), torch.stack([d.amax(1) for d in dots], 1), own
 
 
-def test_scores_and_gradients_equal_those_of_one_video_at_a_time():
+@pytest.mark.parametrize("queries_per_tile", [512, 3, 1])
+def test_scores_and_gradients_equal_those_of_one_video_at_a_time(queries_per_tile):
     lengths, video_of_query = [3, 1, 5, 2], [0, 0, 1, 2, 2, 2, 3]
     queries, frames, layout = _world(7, lengths)
-    got = score(queries, frames, layout, OwnFrames.of(torch.tensor(video_of_query), layout))
+    own = OwnFrames.of(torch.tensor(video_of_query), layout)
+    got = score(queries, frames, layout, own, queries_per_tile)
     ours = (got.cosine_NV, got.dot_NV, got.own_cosine_K)
     expected = _one_by_one(queries, frames, lengths, video_of_query)
     weights = [torch.randn_like(x) for x in expected]
