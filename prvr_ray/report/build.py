@@ -23,7 +23,7 @@ from prvr_ray.report.lookup import embed, open_lookup
 from prvr_ray.report.page import Page, Section, render
 from prvr_ray.report.recall import beat_teacher, recall_section, where_it_fails
 from prvr_ray.report.setup import setup_section
-from prvr_ray.report.study import study_section
+from prvr_ray.report.study import ablation_section, study_section
 from prvr_ray.report.training import training_section
 from prvr_ray.runs import RunFolder, open_run
 from prvr_ray.storage import exists, get_json
@@ -67,6 +67,7 @@ def report(
         sources.recall(),
         sources.answers(index),
         sources.study(study_name),
+        sources.ablation(),
     ]
     if compare:
         sections.append(sources.comparison(compare))
@@ -149,13 +150,19 @@ class _Sources:
             return answers_section(chosen, found, first_ranks, self._videos(), projector)
 
     def study(self, name: str) -> Section:
-        store = self.collection.store.child("tune")
-        ended = [item.key.removesuffix("/summary.json") for item in store.list() if item.key.endswith("/summary.json")]
-        names = [name] if name else ended
+        ended = self._summaries("study")
+        names = [name] if name else list(ended)
         if len(names) != 1 or names[0] not in ended:
             choice = f"choose one with --study: {', '.join(ended)}" if ended else "`prvr tune` makes one"
             return Section(study.ANCHOR, study.TITLE, missing=f"No study {name}: {choice}.")
-        return study_section(names[0], get_json(store, f"{names[0]}/summary.json"))
+        return study_section(names[0], ended[names[0]])
+
+    def ablation(self) -> Section:
+        ended = self._summaries("ablation")
+        if not ended:
+            missing = "No ablation: `prvr ablate` makes one."
+            return Section(study.ABLATION_ANCHOR, study.ABLATION_TITLE, missing=missing)
+        return ablation_section(ended[max(ended)])
 
     def comparison(self, names: Sequence[str]) -> Section:
         found = {name: self._evaluation(name) for name in names}
@@ -169,6 +176,13 @@ class _Sources:
 
     def _evaluation(self, run: str) -> Evaluation | None:
         return read_evaluation(self.collection, run, self.split, self.protocol)
+
+    def _summaries(self, kind: str) -> dict[str, Any]:
+        """The studies of a kind that have ended: name -> summary."""
+        store = self.collection.store.child("tune")
+        names = [item.key.removesuffix("/summary.json") for item in store.list() if item.key.endswith("/summary.json")]
+        summaries = {name: get_json(store, f"{name}/summary.json") for name in names}
+        return {name: summary for name, summary in summaries.items() if summary["kind"] == kind}
 
     def _indexes(self) -> list[str]:
         """The indexes that this run's student made."""

@@ -5,7 +5,7 @@ Shapes: Q queries, M metrics.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import pyarrow.compute as pc
@@ -30,7 +30,7 @@ class Bootstrap:
     seed: int
 
     def intervals(self, values_QM: np.ndarray, clusters: Sequence[str]) -> np.ndarray:
-        """(2, M) lower and upper ends."""
+        """(2, M) lower and upper ends of the means."""
         return bootstrap(
             values_QM, clusters, num_resamples=self.num_resamples, confidence=self.confidence, seed=self.seed
         )
@@ -52,6 +52,11 @@ class Evaluation:
     ratios: np.ndarray
     ranks: dict[str, list[np.ndarray]]
 
+    def intervals(self, how: Bootstrap) -> dict[str, np.ndarray]:
+        """Row -> (2, M) lower and upper ends of its figures, in the order of MEANS."""
+        ends = how.intervals(np.hstack(list(self.values_QM.values())), self.clusters)
+        return dict(zip(self.values_QM, np.split(ends, len(self.values_QM), axis=1), strict=True))
+
     @property
     def first_ranks(self) -> dict[str, int]:
         """query_id -> the fused rank of its best relevant video."""
@@ -62,7 +67,9 @@ class Evaluation:
     @cached_property
     def values_QM(self) -> dict[str, np.ndarray]:
         """Row -> (Q, M) each query's own R@1 and so on, in the order of MEANS; their means are the row's figures."""
-        return {row: np.array([_values(ranks_q) for ranks_q in ranks]) for row, ranks in self.ranks.items()}
+        return {
+            row: np.array([_values(tuple(ranks_q.tolist())) for ranks_q in ranks]) for row, ranks in self.ranks.items()
+        }
 
 
 def read_evaluation(collection: Collection, run: str, split: str, protocol: str) -> Evaluation | None:
@@ -120,6 +127,7 @@ def gap(first: Evaluation, second: Evaluation, rows: tuple[str, str], names: tup
     return Gap(*names, float(values_Q.mean()), float(low), float(high))
 
 
-def _values(ranks_q: np.ndarray) -> list[float]:
-    summary = summarize([ranks_q])
+@lru_cache(maxsize=100_000)  # most queries share their ranks with others
+def _values(ranks_q: tuple[int, ...]) -> list[float]:
+    summary = summarize([np.array(ranks_q)])
     return [summary[name] for name in MEANS]

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+_DRAWS_AT_ONCE = 4_000_000  # times 8 bytes, whatever the number of clusters
+
 
 def bootstrap(
     values_QM: np.ndarray, clusters: Sequence[str], *, num_resamples: int, confidence: float, seed: int
@@ -29,9 +31,14 @@ def bootstrap(
     counts_C = np.bincount(cluster_Q)
     sums_CM = np.zeros((len(counts_C), values_QM.shape[1]))
     np.add.at(sums_CM, cluster_Q, values_QM)
-    draws_BC = np.random.default_rng(seed).multinomial(
-        len(counts_C), np.full(len(counts_C), 1 / len(counts_C)), size=num_resamples
-    )
-    means_BM = (draws_BC @ sums_CM) / (draws_BC @ counts_C)[:, None]
+    rng, at_once = np.random.default_rng(seed), max(1, _DRAWS_AT_ONCE // len(counts_C))
+    sizes = [min(at_once, num_resamples - start) for start in range(0, num_resamples, at_once)]
+    means_BM = np.concatenate([_resampled_means(rng, size, sums_CM, counts_C) for size in sizes])
     outside = (1 - confidence) / 2
     return np.quantile(means_BM, [outside, 1 - outside], axis=0)
+
+
+def _resampled_means(rng: np.random.Generator, size: int, sums_CM: np.ndarray, counts_C: np.ndarray) -> np.ndarray:
+    num_clusters = len(counts_C)
+    times_drawn_BC = rng.multinomial(num_clusters, np.full(num_clusters, 1 / num_clusters), size=size).astype(float)
+    return (times_drawn_BC @ sums_CM) / (times_drawn_BC @ counts_C)[:, None]

@@ -12,14 +12,16 @@ ANCHOR, TITLE = "retrieval", "Retrieval"
 _COLUMNS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "r100": "R@100", "sumr": "SumR", "medr": "MedR",
             "meanr": "MeanR", "map": "mAP"}  # fmt: skip
 _BY_RATIO = "sumr"
+Intervals = dict[str, np.ndarray]
 
 
 def recall_section(evaluation: Evaluation, how: Bootstrap) -> Section:
     """Build the section: what helped, the table with intervals, recall by moment-to-video ratio."""
-    figures = [_interval_figure(evaluation, how)]
+    intervals = evaluation.intervals(how)
+    figures = [_interval_figure(evaluation, intervals, how)]
     if np.isfinite(evaluation.ratios).any():
         figures.append(_ratio_figure(evaluation))
-    blocks: list[Block] = [Text(what_helped(evaluation, how)), _table(evaluation, how), Figures(figures)]
+    blocks: list[Block] = [Text(what_helped(evaluation, how)), _table(evaluation, intervals, how), Figures(figures)]
     return Section(ANCHOR, TITLE, blocks)
 
 
@@ -63,12 +65,11 @@ def _gap(evaluation: Evaluation, above: str, below: str, how: Bootstrap) -> Gap:
     return gap(evaluation, evaluation, (above, below), (above, below), how)
 
 
-def _table(evaluation: Evaluation, how: Bootstrap) -> Table:
+def _table(evaluation: Evaluation, intervals: Intervals, how: Bootstrap) -> Table:
     rows: list[list[str | Cell]] = []
     for row, ranks in evaluation.ranks.items():
         summary = summarize(ranks)
-        low_M, high_M = how.intervals(evaluation.values_QM[row], evaluation.clusters)
-        ends = dict(zip(MEANS, zip(low_M, high_M, strict=True), strict=True))
+        ends = dict(zip(MEANS, intervals[row].T.tolist(), strict=True))
         rows.append([row, *(_cell(name, summary[name], ends.get(name)) for name in _COLUMNS)])
     caption = (
         f"{evaluation.split} split, protocol {evaluation.protocol}, {count(len(evaluation.query_ids), 'query')}; below "
@@ -77,16 +78,16 @@ def _table(evaluation: Evaluation, how: Bootstrap) -> Table:
     return Table(caption, ["row", *_COLUMNS.values()], rows, strong="fused")
 
 
-def _cell(name: str, figure: float, ends: tuple[float, float] | None) -> Cell:
+def _cell(name: str, figure: float, ends: list[float] | None) -> Cell:
     digits = 3 if name == "map" else 1
     return Cell(f"{figure:.{digits}f}", f"{ends[0]:.{digits}f}–{ends[1]:.{digits}f}" if ends else "")
 
 
-def _interval_figure(evaluation: Evaluation, how: Bootstrap) -> Figure:
-    rows = {}
-    for row, values_QM in evaluation.values_QM.items():
-        low, high = how.intervals(values_QM[:, SUMR : SUMR + 1], evaluation.clusters)[:, 0]
-        rows[row] = (float(values_QM[:, SUMR].mean()), float(low), float(high))
+def _interval_figure(evaluation: Evaluation, intervals: Intervals, how: Bootstrap) -> Figure:
+    rows = {
+        row: (float(values_QM[:, SUMR].mean()), *intervals[row][:, SUMR].tolist())
+        for row, values_QM in evaluation.values_QM.items()
+    }
     said = ", ".join(f"{row} {figure:.1f}" for row, (figure, _, _) in rows.items())
     label = f"SumR, {100 * how.confidence:.0f} % interval"
     return Figure(draw_intervals(rows, label), "SumR of each row with its interval.", f"SumR: {said}")

@@ -1,4 +1,4 @@
-"""The section about a search study: its verdict and proof, what mattered, what was tried, what was stopped."""
+"""The sections about a search study and about an ablation, from the summaries that these leave in tune/."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ from prvr_ray.report.page import Block, Cell, Figure, Figures, Section, Table, T
 from prvr_ray.report.wording import count, signed
 
 ANCHOR, TITLE = "study", "Search study"
+ABLATION_ANCHOR, ABLATION_TITLE = "ablation", "What each part of the method brings"
 _MAX_DIMENSIONS = 6
 _NUM_STRONG = 3
 Summary = Mapping[str, Any]
@@ -16,7 +17,7 @@ Trials = Sequence[Mapping[str, Any]]
 
 
 def study_section(name: str, summary: Summary) -> Section:
-    """Build the section.
+    """Verdict and proof, what mattered, what was tried, what was stopped.
 
     Args:
         summary: tune/<study>/summary.json.
@@ -26,7 +27,7 @@ def study_section(name: str, summary: Summary) -> Section:
         Text(f"{summary['verdict']} Study {name}: {count(len(summary['trials']), 'trial')}, {states}.")
     ]
     if summary["proof"]:
-        blocks.append(proof_table(summary))
+        blocks.append(_seed_table(summary["proof"], summary["seeds"], "base"))
     trials = [trial for trial in summary["trials"] if trial["curve"]]
     figures = [_curve_figure(trials)] if trials else []
     if summary["importance"]:
@@ -37,8 +38,21 @@ def study_section(name: str, summary: Summary) -> Section:
     return Section(ANCHOR, TITLE, [*blocks, Figures(figures)])
 
 
-def proof_table(summary: Summary) -> Table:
-    """The configurations that were trained again on seeds, each with its paired difference to the first."""
+def ablation_section(summary: Summary) -> Section:
+    """The questions of an ablation, each with its finding and its variants.
+
+    Args:
+        summary: tune/<study>/summary.json.
+    """
+    blocks: list[Block] = []
+    for question in summary["questions"]:
+        table = _seed_table(question["rows"], summary["seeds"], question["reference"])
+        blocks += [Text(f"{question['title']} {question['finding']}"), table]
+    return Section(ABLATION_ANCHOR, ABLATION_TITLE, blocks)
+
+
+def _seed_table(configurations: Sequence[Mapping[str, Any]], seeds: Sequence[int], reference: str) -> Table:
+    """Configurations that were trained on several seeds, each with its paired difference to the reference."""
     rows = [
         [
             row["name"],
@@ -47,12 +61,11 @@ def proof_table(summary: Summary) -> Table:
             _spread(row["test"]),
             _difference(row["test_gain"]),
         ]
-        for row in summary["proof"]
+        for row in configurations
     ]
-    seeds = count(len(summary["seeds"]), "seed")
-    caption = f"SumR over {seeds}, mean ± standard deviation; differences are paired by seed, intervals hold together"
-    columns = ["configuration", "validation", "against the base", "test", "against the base"]
-    return Table(caption, columns, rows, strong="base")
+    caption = f"SumR over {count(len(seeds), 'seed')}, mean ± standard deviation; differences are paired by seed"
+    columns = ["configuration", "validation", f"against {reference}", "test", f"against {reference}"]
+    return Table(caption, columns, rows, strong=reference)
 
 
 def _spread(spread: Mapping[str, Any] | None) -> str:

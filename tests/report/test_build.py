@@ -26,6 +26,9 @@ def collection(tmp_path_factory):
 def page(collection):
     trials = [trial(number, sumr=100.0 + number, lr=1e-4 * (number + 1)) for number in range(4)]
     put_json(collection.store.child("tune/s"), "summary.json", summary(trials))
+    question = {"title": "Why?", "finding": "So.", "reference": "base", "rows": summary([])["proof"]}
+    ablation = {"kind": "ablation", "questions": [question], "seeds": [1, 2, 3]}
+    put_json(collection.store.child("tune/ablation"), "summary.json", ablation)
     said = report(SETTINGS, root=collection.store.uri, run="first", compare=["first", "second"])
     return Path(said["output"])
 
@@ -41,7 +44,7 @@ def test_it_fits_phone_and_desk_and_asks_for_nothing(browser, page, width, schem
     assert browser.overflowing() == []
     assert browser.console_errors() == []
     assert browser.requests() == []
-    assert browser.run("return document.querySelectorAll('main > section').length") == 7
+    assert browser.run("return document.querySelectorAll('main > section').length") == 8
     assert browser.run("return document.querySelectorAll('section .missing').length") == 0
     assert browser.run("return document.querySelectorAll('figure svg').length") >= 9
     assert browser.run("return [...document.images].every(x => x.naturalWidth > 0)")
@@ -87,7 +90,7 @@ def test_what_is_missing_is_named_with_its_command(tmp_path):
     said = report(SETTINGS, root=collection.store.uri, run="begun", compare=["begun", "other"])
     assert said["sections"] == 2
     commands = [re.search(r"`(prvr \w+)`", missing)[1] for missing in said["missing"]]
-    assert commands == ["prvr train", "prvr evaluate", "prvr evaluate", "prvr tune", "prvr evaluate"]
+    assert commands == ["prvr train", "prvr evaluate", "prvr evaluate", "prvr tune", "prvr ablate", "prvr evaluate"]
 
 
 def test_a_run_that_does_not_exist_is_one_line_and_exit_code_2(collection, capsys):

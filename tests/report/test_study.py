@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 import pytest
 
 from prvr_ray.report.page import Cell, Figures, Table, Text
-from prvr_ray.report.study import study_section
+from prvr_ray.report.study import ablation_section, study_section
 
 SPREAD = {"count": 3, "mean": 150.04, "sd": 2.51}
 GAIN = {"count": 3, "mean": 4.96, "low": -0.31, "high": 10.2}
@@ -27,6 +27,7 @@ def summary(trials, **changes):
     ]
     states = {"finished": len(trials)}
     standing = {
+        "kind": "study",
         "verdict": "Nothing beat the base.",
         "states": states,
         "trials": trials,
@@ -48,6 +49,15 @@ def test_the_proof_is_shown_as_it_was_computed():
         ["trial-0001", "150.0 ± 2.5", Cell("+5.0", "−0.3 to +10.2"), "–", "+5.0"],
     ]
     assert "3 seeds" in table.caption
+
+
+def test_each_question_of_an_ablation_has_its_finding_and_its_variants():
+    rows = summary([])["proof"]
+    question = {"title": "Are both branches needed?", "finding": "Both are.", "reference": "base", "rows": rows}
+    section = ablation_section({"kind": "ablation", "questions": [question, question], "seeds": [1, 2, 3]})
+    assert [type(block) for block in section.blocks] == [Text, Table, Text, Table]
+    assert section.blocks[0] == Text("Are both branches needed? Both are.")
+    assert [row[0] for row in section.blocks[1].rows] == ["base", "trial-0001"]
 
 
 def test_verdict_and_states_come_first():
