@@ -12,12 +12,16 @@ import time
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from prvr_ray.commands import COMMANDS, Command, Summary
 from prvr_ray.config import PRESETS, SECTIONS, Config, resolve
 
 EXIT_DONE, EXIT_UNUSABLE, EXIT_INTERRUPTED = 0, 2, 130
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """jsonargparse's, but the lines of a command's notes stay lines."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,7 +46,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def build_parser() -> ArgumentParser:
     """The parser of all commands."""
-    parser = ArgumentParser(prog="prvr", exit_on_error=False, description="Text-to-video retrieval on Ray.")
+    parser = ArgumentParser(
+        prog="prvr",
+        exit_on_error=False,
+        description="Text-to-video retrieval on Ray.",
+        formatter_class=_HelpFormatter,  # of the commands' help, too
+    )
     choices = parser.add_subcommands(required=True, title="commands", metavar="COMMAND")
     for name, command in COMMANDS.items():
         choices.add_subcommand(name, _command_parser(command), help=command.help)
@@ -50,7 +59,7 @@ def build_parser() -> ArgumentParser:
 
 
 def _command_parser(command: Command) -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, description=command.help)
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, description=command.help, epilog=command.notes)
     for name, keywords in command.options.items():
         parser.add_argument(name, **keywords)
     parser.add_argument("--config", metavar="FILE", help="settings as YAML: section, then field: value")

@@ -12,6 +12,7 @@ from jsonargparse import Namespace
 
 from prvr_ray import terminal
 from prvr_ray.config import Config
+from prvr_ray.corpus.annotations import COLUMNS, LAYOUTS
 
 Summary = dict[str, Any]
 Flags = dict[str, dict[str, Any]]
@@ -28,6 +29,7 @@ class Command:
         sections: of the settings; each field becomes a `--section.field` option.
         short: settings that also have a flat spelling, such as --fps for --ingest.fps.
         show: prints what `run` returned.
+        notes: stand below the options in the help, line by line.
     """
 
     help: str
@@ -36,6 +38,7 @@ class Command:
     sections: tuple[str, ...] = ()
     short: tuple[str, ...] = ()
     show: Callable[[Summary], None] = terminal.show_summary
+    notes: str = ""
 
 
 ROOT: Flags = {"--root": {"required": True, "help": "the collection: a local folder or s3://bucket/prefix"}}
@@ -160,13 +163,17 @@ COMMANDS: dict[str, Command] = {
         {
             "--layout": {
                 "required": True,
-                "choices": ["released", "jsonl", "csv", "tvr", "activitynet-captions", "charades-sta", "qvhighlights"],
+                "choices": ["released", *LAYOUTS],
                 "help": "format of the source",
             },
-            **_required("--source", "file or folder; released: holds FeatureData/ and TextData/"),
-            "--name": {"help": "name of the dataset inside the source, where it holds several"},
+            **_required("--source", "file, folder, or URI of either; released: holds FeatureData/ and TextData/"),
+            "--name": {
+                "help": "released: the dataset, where the source holds several; else: the beginning of the ids that "
+                "queries get where a file gives none"
+            },
             **ROOT,
         },
+        notes=COLUMNS,
     ),
     "ingest": Command(
         "videos and captions to features",

@@ -108,3 +108,11 @@ def test_help_imports_nothing_heavy(command):
     ran = subprocess.run([sys.executable, "-c", probe, *command.split()], capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0, ran.stderr
     assert "usage: prvr" in ran.stdout
+
+
+def test_help_of_import_shows_the_columns_and_an_example_line_by_line(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["import", "--help"])
+    shown = capsys.readouterr().out
+    assert "\n  video_id,start_s,end_s,text\n  kitchen/a.mp4,12.5,20.1,a person opens a fridge\n" in shown
+    assert "\n  query_id     default: " in shown
