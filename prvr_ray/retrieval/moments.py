@@ -23,7 +23,7 @@ class Moments:
 
 
 def fused_curves(
-    queries: Sequence[tuple[float, Array]], block: FrameBlock, query_P: np.ndarray, window_P: np.ndarray
+    queries: Sequence[tuple[float, Array]], block: FrameBlock, query_P: Array, window_P: Array
 ) -> np.ndarray:
     """The fused similarity of every frame: sum_b weight_b * <query_b, frame_b>.
 
@@ -53,30 +53,29 @@ def fused_curves(
         return fused_PF.masked_fill(past_end_PF, -torch.inf).cpu().numpy()
 
 
-def locate(curve_PF: np.ndarray, edges_s: Sequence[np.ndarray], threshold: float) -> Moments:
+def locate(curve_PF: np.ndarray, edges_s: np.ndarray, first_edge_P: np.ndarray, threshold: float) -> Moments:
     """Find the moment in each curve: the run of frames around the peak that stay above a level.
 
     Args:
         curve_PF: as `fused_curves` returns them.
-        edges_s: per pair, the time edges of its window's frames, (frames + 1).
+        edges_s: time edges of windows, one window after another, each (frames + 1); NaN where times are unknown.
+        first_edge_P: where the edges of each pair's window begin.
         threshold: the level, in [0, 1], between the curve's median (0) and its peak (1).
     """
     longest = curve_PF.shape[1]
     is_frame_PF = ~np.isneginf(curve_PF)
     peak_P = curve_PF.argmax(1)
     middle_P, top_P = _medians(curve_PF, is_frame_PF.sum(1)), curve_PF.max(1, initial=-np.inf)
-    level_P = middle_P + threshold * (top_P - middle_P)
-    is_low_PF = curve_PF < level_P[:, None]
+    is_low_PF = curve_PF < (middle_P + threshold * (top_P - middle_P))[:, None]
     place_F = np.arange(longest)
-    first_P = np.where(is_low_PF & (place_F < peak_P[:, None]), place_F + 1, 0).max(1, initial=0)
-    stop_P = np.where(is_low_PF & (place_F > peak_P[:, None]), place_F, is_frame_PF.sum(1)[:, None]).min(
-        1, initial=longest
+    start_P = np.where(is_low_PF & (place_F < peak_P[:, None]), place_F + 1, 0).max(1, initial=0)
+    # Frames past the window's end count as low: a moment that reaches the end stops there.
+    stop_P = np.where(is_low_PF & (place_F > peak_P[:, None]), place_F, longest).min(1, initial=longest)
+    return Moments(
+        peak_s=(edges_s[first_edge_P + peak_P] + edges_s[first_edge_P + peak_P + 1]) / 2,
+        start_s=edges_s[first_edge_P + start_P],
+        end_s=edges_s[first_edge_P + stop_P],
     )
-    times = [
-        ((edges[peak] + edges[peak + 1]) / 2, edges[first], edges[stop])
-        for edges, peak, first, stop in zip(edges_s, peak_P, first_P, stop_P, strict=True)
-    ]
-    return Moments(*np.array(times, dtype=np.float64).reshape(-1, 3).T)
 
 
 def _medians(curve_PF: np.ndarray, lengths_P: np.ndarray) -> np.ndarray:

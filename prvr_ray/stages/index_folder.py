@@ -27,11 +27,21 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class LoadedShard:
-    """A shard in memory. `edges_s` holds each window's time edges, schema.INDEX; `numbers` its place in its video."""
+    """A shard in memory.
+
+    Attributes:
+        block: its windows.
+        numbers: of each window within its video.
+        edges_s: the time edges of all windows one after another: window w's begin at first_edge[w].
+    """
 
     block: FrameBlock
-    edges_s: pa.ChunkedArray
     numbers: np.ndarray
+    edges_s: np.ndarray
+
+    @property
+    def first_edge(self) -> np.ndarray:
+        return self.block.branch_offsets[0][:-1] + np.arange(len(self.block.video_ids))
 
 
 @dataclass(frozen=True)
@@ -72,8 +82,7 @@ class IndexFolder:
             the shards that should be there but are missing or cannot be read, each with its reason.
         """
         sizes = {item.key: item.size for item in self.store.list()}
-        with ThreadPoolExecutor(_PARALLEL_READS) as readers:
-            counted = dict(readers.map(self._num_rows, self.shards.live()))
+        counted = self._counted(self.shards.live())
         broken = [found for found in counted.values() if isinstance(found, str)]
         readable = {name: found for name, found in counted.items() if isinstance(found, int)}
         removed = self.collection.removed()
@@ -93,17 +102,21 @@ class IndexFolder:
             set(sizes), pa.concat_arrays([removed, windows["video_id"].combine_chunks()])
         )
 
-    def unreadable(self, shards: Sequence[Json]) -> list[str]:
-        """Those of a plan's shards that are missing or cannot be read any more, each with its reason."""
-        with ThreadPoolExecutor(_PARALLEL_READS) as readers:
-            counted = dict(readers.map(self._num_rows, [shard["name"] for shard in shards]))
-        return [found for found in counted.values() if isinstance(found, str)]
+    def unreadable(self, shards: Sequence[Json]) -> dict[str, str]:
+        """Those of a plan's shards that are missing or cannot be read any more: name -> reason."""
+        counted = self._counted([shard["name"] for shard in shards])
+        return {name: found for name, found in counted.items() if isinstance(found, str)}
 
-    def _num_rows(self, name: str) -> tuple[str, int | str]:
+    def _counted(self, names: Sequence[str]) -> dict[str, int | str]:
+        """Each shard's number of rows, or why it cannot be read."""
+        with ThreadPoolExecutor(_PARALLEL_READS) as readers:
+            return dict(zip(names, readers.map(self._num_rows, names), strict=True))
+
+    def _num_rows(self, name: str) -> int | str:
         try:
-            return name, len(read_table(self.store, name, ["window"]))
+            return len(read_table(self.store, name, ["window"]))
         except ShardError as error:
-            return name, str(error)
+            return str(error)
 
     def _lost(self, standing: set[str], known_videos: pa.Array) -> list[str]:
         """Shards that were written and are gone, with videos that stand nowhere else: not the work of a compaction."""
@@ -132,7 +145,7 @@ class IndexFolder:
             block = FrameBlock(rows["video_id"].to_pylist(), offsets, frames)
         except ValueError as error:
             raise ShardError(f"{self.store.uri}/{shard['name']} is damaged: {error}") from error
-        return LoadedShard(block, rows["edges_s"], rows["window"].to_numpy())
+        return LoadedShard(block, rows["window"].to_numpy(), stacked(rows["edges_s"], np.dtype("<f8"), 1).ravel())
 
 
 def stacked(column: pa.ChunkedArray, dtype: np.dtype, dim: int) -> np.ndarray:

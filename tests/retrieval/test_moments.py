@@ -10,7 +10,7 @@ from prvr_ray.retrieval.moments import fused_curves, locate
 def moment(curve, edges=None, threshold=0.5):
     row = np.array([curve], dtype=np.float32)
     edges = np.arange(len(curve) + 1.0) if edges is None else np.array(edges)
-    found = locate(row, [edges], threshold)
+    found = locate(row, edges, np.array([0]), threshold)
     return found.peak_s[0], found.start_s[0], found.end_s[0]
 
 
@@ -40,13 +40,13 @@ def test_the_threshold_narrows_the_moment():
 
 def test_frames_past_a_windows_end_do_not_count():
     curves = np.array([[0, 10, -np.inf, -np.inf], [0, 0, 0, 10]], dtype=np.float32)
-    found = locate(curves, [np.arange(3.0), np.arange(5.0)], 0.5)
+    found = locate(curves, np.concatenate([np.arange(3.0), np.arange(5.0)]), np.array([0, 3]), 0.5)
     assert found.start_s.tolist() == [1, 3]
     assert found.end_s.tolist() == [2, 4]
 
 
 def test_no_pairs_no_moments():
-    assert locate(np.zeros((0, 1), np.float32), [], 0.5).peak_s.shape == (0,)
+    assert locate(np.zeros((0, 1), np.float32), np.zeros(0), np.zeros(0, np.int64), 0.5).peak_s.shape == (0,)
 
 
 def test_fused_curves_equal_weighted_products_of_the_named_windows():
