@@ -73,8 +73,8 @@ class Steps:
         """Share of an epoch's time that is spent waiting for batches."""
         watch = Stopwatch()
         videos = np.arange(len(self.reader.cache.video_ids))
-        for batch in watch.waits(prefetch(self.reader.read, epoch_batches(videos, VIDEOS, seed=0, epoch=0))):
-            self.step(batch)
+        for batch in watch.waits(prefetch(self.reader.load, epoch_batches(videos, VIDEOS, seed=0, epoch=0))):
+            self.step(self.reader.place(batch))
         return watch.metrics()["speed/data_wait_share"]
 
 

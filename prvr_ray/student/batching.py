@@ -9,8 +9,8 @@ Shapes: N queries, V videos, R rows, D features; a small v or n: of this worker 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -92,14 +92,14 @@ def epoch_batches(videos: np.ndarray, videos_per_batch: int, seed: int, epoch: i
 class Batch:
     """What one worker needs of a global batch of V videos and N queries.
 
-    video_of_query_N: column of each query's video. owner_of_video_V, owner_of_query_N: the worker that encodes it.
+    owner_of_video_V, owner_of_query_N: the worker that encodes each. video_of_query_N: column of each query's video.
     frames_RD, teacher_frames_RD, frame_layout: this worker's videos. tokens_RD, token_layout: its queries.
     teacher_queries_ND: of all queries. own: the frames of each query's video, where they are here.
     """
 
+    owner_of_video_V: np.ndarray
+    owner_of_query_N: np.ndarray
     video_of_query_N: Tensor
-    owner_of_video_V: Tensor
-    owner_of_query_N: Tensor
     frames_RD: Tensor
     teacher_frames_RD: Tensor
     frame_layout: Layout
@@ -111,7 +111,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class BatchReader:
-    """Makes one worker's batches. Tensors lie on `device` in `dtype`."""
+    """Makes one worker's batches. `device` and `dtype` say where and as what tensors are computed with."""
 
     cache: FeatureCache
     sort_by_captions: bool = True
@@ -121,7 +121,11 @@ class BatchReader:
     dtype: torch.dtype = torch.float32
 
     def read(self, videos_V: np.ndarray) -> Batch:
-        """The batch of these videos, with all their queries."""
+        """The batch of these videos, with all their queries, on the device."""
+        return self.place(self.load(videos_V))
+
+    def load(self, videos_V: np.ndarray) -> Batch:
+        """The same in memory, as it is stored. Made to be called ahead, in a thread."""
         _, counts_V = self.cache.queries_of(videos_V)
         if self.sort_by_captions:
             videos_V = videos_V[np.argsort(-counts_V, kind="stable")]
@@ -132,28 +136,47 @@ class BatchReader:
         mine_v = videos_V[owner_V == self.rank]
         local_N = np.where(owner_N == self.rank, video_of_query_N // self.world_size, -1)
 
-        frames_RD, frame_layout = self.take(self.cache.frames, mine_v)
-        tokens_RD, token_layout = self.take(self.cache.tokens, queries_N[owner_N == self.rank])
-        return Batch(
-            video_of_query_N=self._put(video_of_query_N),
-            owner_of_video_V=self._put(owner_V),
-            owner_of_query_N=self._put(owner_N),
+        frames_RD, frame_layout = _take(self.cache.frames, mine_v)
+        tokens_RD, token_layout = _take(self.cache.tokens, queries_N[owner_N == self.rank])
+        batch = Batch(
+            owner_of_video_V=owner_V,
+            owner_of_query_N=owner_N,
+            video_of_query_N=torch.from_numpy(video_of_query_N),
             frames_RD=frames_RD,
-            teacher_frames_RD=self.take(self.cache.teacher_frames, mine_v)[0],
+            teacher_frames_RD=_take(self.cache.teacher_frames, mine_v)[0],
             frame_layout=frame_layout,
             tokens_RD=tokens_RD,
             token_layout=token_layout,
-            teacher_queries_ND=self.take(self.cache.teacher_queries, queries_N)[0],
-            own=OwnFrames.of(self._put(local_N), frame_layout),
+            teacher_queries_ND=_take(self.cache.teacher_queries, queries_N)[0],
+            own=OwnFrames.of(torch.from_numpy(local_N), frame_layout),
         )
+        return _each_tensor(batch, Tensor.pin_memory) if torch.device(self.device).type == "cuda" else batch
 
     def take(self, array: Ragged, items: np.ndarray) -> tuple[Tensor, Layout]:
-        """The rows of some items of one of the cache's arrays, and their layout."""
-        rows_RD, lengths = array.take(items)
-        return self._put(rows_RD).to(self.dtype), Layout.from_lengths(self._put(lengths))
+        """The rows of some items of one of the cache's arrays, and their layout, on the device."""
+        rows_RD, layout = _take(array, items)
+        return self.place(rows_RD), self.place(layout)
 
-    def _put(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
+    def place(self, item: Any) -> Any:
+        """Bring a tensor, or all tensors of a batch or layout, to the device, and features to the dtype."""
+        return _each_tensor(item, self._place_tensor)
+
+    def _place_tensor(self, x: Tensor) -> Tensor:
+        return x.to(self.device, self.dtype if x.is_floating_point() else x.dtype, non_blocking=True)
+
+
+def _take(array: Ragged, items: np.ndarray) -> tuple[Tensor, Layout]:
+    rows_RD, lengths = array.take(items)
+    return torch.from_numpy(rows_RD), Layout.from_lengths(torch.from_numpy(lengths))
+
+
+def _each_tensor(item: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same item with every tensor changed, those inside dataclasses too."""
+    if isinstance(item, Tensor):
+        return change(item)
+    if is_dataclass(item) and not isinstance(item, type):
+        return replace(item, **{field.name: _each_tensor(getattr(item, field.name), change) for field in fields(item)})
+    return item
 
 
 def prefetch(make: Callable[[Item], Result], items: Iterable[Item], depth: int = 2) -> Iterator[Result]:

@@ -6,6 +6,7 @@ padded to the largest. `torch.distributed` must be initialised before an `Exchan
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ class Exchange:
         self.rank = dist.get_rank() if together else 0
         self.world_size = dist.get_world_size() if together else 1
 
-    def gather(self, local: Tensor, owner_n: Tensor, same_loss: bool = False) -> Tensor:
+    def gather(self, local: Tensor, owner_n: np.ndarray, same_loss: bool = False) -> Tensor:
         """The rows of all workers, in batch order, with gradient.
 
         Args:
@@ -30,16 +31,15 @@ class Exchange:
         """
         if self.world_size == 1:
             return local
-        counts = torch.bincount(owner_n, minlength=self.world_size)
-        order = owner_n.argsort(stable=True)
-        within = torch.arange(len(owner_n), device=owner_n.device) - (counts.cumsum(0) - counts)[owner_n[order]]
-        slot_n = torch.empty_like(order)
-        slot_n[order] = owner_n[order] * counts.max() + within
-        padded = local.new_zeros(int(counts.max()), *local.shape[1:])
-        padded = torch.cat([local, padded[len(local) :]])
-        return _Gather.apply(padded, self.rank, self.world_size, same_loss)[slot_n]
+        counts = np.bincount(owner_n, minlength=self.world_size)
+        order = np.argsort(owner_n, kind="stable")
+        is_filled = np.arange(counts.max()) < counts[:, None]
+        slot_n = np.empty_like(order)
+        slot_n[order] = np.flatnonzero(is_filled)
+        padded = torch.cat([local, local.new_zeros(counts.max() - len(local), *local.shape[1:])])
+        return _Gather.apply(padded, self.rank, self.world_size, same_loss)[torch.from_numpy(slot_n).to(local.device)]
 
-    def gather_columns(self, local_Nv: list[Tensor], owner_V: Tensor) -> list[Tensor]:
+    def gather_columns(self, local_Nv: list[Tensor], owner_V: np.ndarray) -> list[Tensor]:
         """Several (N, v) matrices of this worker's videos to (N, V), in one message; all workers compute one loss."""
         if self.world_size == 1:
             return local_Nv

@@ -24,13 +24,13 @@ class Layout:
     Attributes:
         sequence_R: int64, the sequence of each row, ascending.
         position_R: int64, its place in that sequence, ascending within a sequence.
-        num_sequences: S; a sequence may be empty.
+        lengths_S: int64, rows of each sequence; it may be empty.
         max_length: L, larger than every position.
     """
 
     sequence_R: Tensor
     position_R: Tensor
-    num_sequences: int
+    lengths_S: Tensor
     max_length: int
 
     @classmethod
@@ -39,13 +39,18 @@ class Layout:
         sequence_R = torch.repeat_interleave(lengths_S)
         starts_S = lengths_S.cumsum(0) - lengths_S
         position_R = torch.arange(len(sequence_R), device=lengths_S.device) - starts_S[sequence_R]
-        return cls(sequence_R, position_R, len(lengths_S), int(lengths_S.amax()) if len(lengths_S) else 0)
+        return cls(sequence_R, position_R, lengths_S, int(lengths_S.amax()) if len(lengths_S) else 0)
 
     @classmethod
     def from_mask(cls, mask_SL: Tensor) -> "Layout":
         """The layout of the valid places of a padded batch."""
         sequence_R, position_R = mask_SL.bool().nonzero(as_tuple=True)
-        return cls(sequence_R, position_R, *mask_SL.shape)
+        return cls(sequence_R, position_R, mask_SL.bool().sum(1), mask_SL.shape[1])
+
+    @property
+    def num_sequences(self) -> int:
+        """S."""
+        return len(self.lengths_S)
 
     def pad(self, rows: Tensor) -> Tensor:
         """(R, ...) rows to (S, L, ...), zero where nothing is."""
@@ -63,11 +68,6 @@ class Layout:
             start = parts[-1][0].stop if parts else 0
             parts.append((slice(start, start + int(lengths.sum())), Layout.from_lengths(lengths)))
         return parts
-
-    @cached_property
-    def lengths_S(self) -> Tensor:
-        """Rows of each sequence."""
-        return torch.bincount(self.sequence_R, minlength=self.num_sequences)
 
     @cached_property
     def absent_SL(self) -> Tensor:

@@ -40,6 +40,12 @@ class OwnFrames:
         layout = Layout.from_lengths(count_N)
         return cls(layout, start_V[video_of_query_N[layout.sequence_R]] + layout.position_R)
 
+    @classmethod
+    def none(cls, num_queries: int, device: torch.device) -> "OwnFrames":
+        """No pairs."""
+        nothing = torch.empty(0, dtype=torch.int64, device=device)
+        return cls(Layout(nothing, nothing, nothing.new_zeros(num_queries), 0), nothing)
+
     @property
     def query_K(self) -> Tensor:
         """int64, the query of each pair."""
@@ -72,7 +78,7 @@ def score(
         own: also return the cosines of these pairs.
         queries_per_tile: products of so many queries with all frames are held at a time.
     """
-    own = own or OwnFrames.of(layout.sequence_R.new_full((len(queries_ND),), -1), layout)
+    own = own or OwnFrames.none(len(queries_ND), queries_ND.device)
     scale_N, scale_R = _inverse_norms(queries_ND), _inverse_norms(frames_RD)
     starts = range(0, max(len(queries_ND), 1), queries_per_tile)
     tiles = [_search(queries_ND, slice(n, n + queries_per_tile), frames_RD, scale_R, layout, own) for n in starts]

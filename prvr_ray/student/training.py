@@ -67,8 +67,8 @@ def fit(
         weights = EpochWeights.of(settings, progress.epoch)
         batches = epoch_batches(videos, settings.videos_per_batch, settings.seed, progress.epoch)
         watch = Stopwatch()
-        for batch in watch.waits(prefetch(reader.read, batches[progress.step :])):
-            progress.add(train_step(state, batch, settings, weights, exchange))
+        for batch in watch.waits(prefetch(reader.load, batches[progress.step :])):
+            progress.add(train_step(state, reader.place(batch), settings, weights, exchange))
             if progress.step < len(batches):
                 on_step(state)
         validated = {"teacher": teacher, **evaluation.student(model)}

@@ -66,8 +66,8 @@ class Validation:
         mine = np.arange(self.exchange.rank, count, self.exchange.world_size)
         return np.array_split(mine, max(1, -(-len(mine) // ITEMS_PER_PASS)))
 
-    def _owners(self, count: int) -> Tensor:
-        return torch.arange(count, device=self.reader.device) % self.exchange.world_size
+    def _owners(self, count: int) -> np.ndarray:
+        return np.arange(count) % self.exchange.world_size
 
     def _columns(self, blocks: list[Tensor]) -> Tensor:
         local_Qv = torch.cat(blocks, 1)

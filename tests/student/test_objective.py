@@ -32,8 +32,8 @@ def batch(golden) -> Batch:
     tokens = Layout.from_mask(given["student_text_mask"])
     return Batch(
         video_of_query_N=given["text_labels"],
-        owner_of_video_V=torch.zeros(6, dtype=torch.int64),
-        owner_of_query_N=torch.zeros(12, dtype=torch.int64),
+        owner_of_video_V=np.zeros(6, dtype=np.int64),
+        owner_of_query_N=np.zeros(12, dtype=np.int64),
         frames_RD=frames.unpad(given["student_videos"]),
         teacher_frames_RD=frames.unpad(given["teacher_videos"]),
         frame_layout=frames,
@@ -78,6 +78,24 @@ def test_encoding_in_passes_keeps_loss_and_gradients(model, batch, videos_per_pa
     assert loss.item() == pytest.approx(whole.item(), rel=1e-5)
     for name, grad in _gradients(model, loss).items():
         torch.testing.assert_close(grad, expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_encoding_in_passes_keeps_few_activations(model, batch):
+    """Bytes saved for the backward pass: with one video a pass, far less than with all at once."""
+
+    def saved_bytes(videos_per_pass: int) -> int:
+        sizes = []
+        settings = SETTINGS.model_copy(update={"videos_per_pass": videos_per_pass})
+
+        def pack(x: torch.Tensor) -> torch.Tensor:
+            sizes.append(x.numel() * x.element_size())
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            batch_losses(model, batch, settings, WEIGHTS, Exchange())
+        return sum(sizes)
+
+    assert saved_bytes(1) < 0.3 * saved_bytes(0)
 
 
 def test_detached_soft_targets_change_gradients_but_not_the_loss(model, batch):
