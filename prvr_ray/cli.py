@@ -63,7 +63,12 @@ def _command_parser(command: Command) -> ArgumentParser:
     for name, keywords in command.options.items():
         parser.add_argument(name, **keywords)
     parser.add_argument("--config", metavar="FILE", help="settings as YAML: section, then field: value")
-    parser.add_argument("--preset", choices=sorted(PRESETS), help="settings of a dataset; --config and options win")
+    parser.add_argument(
+        "--preset",
+        choices=sorted(PRESETS),
+        default=command.preset,
+        help="settings of a dataset; --config and options win",
+    )
     parser.add_argument("--json", action="store_true", help="print one line of JSON last")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     for section in command.sections:

@@ -37,6 +37,7 @@ class Command:
     options: Flags = field(default_factory=dict)
     sections: tuple[str, ...] = ()
     short: tuple[str, ...] = ()
+    preset: str | None = None
     show: Callable[[Summary], None] = terminal.show_summary
     notes: str = ""
 
@@ -85,6 +86,57 @@ def _train(args: Namespace, config: Config) -> Summary:
     return train(
         config, root=args.root, run=args.run, features=args.features, address=args.address, dry_run=args.dry_run
     )
+
+
+def _tune(args: Namespace, config: Config) -> Summary:
+    from prvr_ray.stages.tune import tune
+
+    return tune(
+        config, root=args.root, study=args.study, features=args.features, address=args.address, dry_run=args.dry_run
+    )
+
+
+def _ablate(args: Namespace, config: Config) -> Summary:
+    from prvr_ray.stages.ablate import ablate
+
+    return ablate(
+        config, root=args.root, study=args.study, features=args.features, address=args.address, dry_run=args.dry_run
+    )
+
+
+def _index(args: Namespace, config: Config) -> Summary:
+    from prvr_ray.stages.index import index
+
+    return index(
+        config.index, root=args.root, run=args.run, index=args.index, address=args.address, dry_run=args.dry_run
+    )
+
+
+def _score(args: Namespace, config: Config) -> Summary:
+    from prvr_ray.stages.score import score
+
+    return score(
+        config.score,
+        root=args.root,
+        index=args.index,
+        queries=args.queries,
+        output=args.output,
+        address=args.address,
+        allow_missing=args.allow_missing,
+        dry_run=args.dry_run,
+    )
+
+
+def _evaluate(args: Namespace, config: Config) -> Summary:
+    from prvr_ray.stages.evaluate import evaluate
+
+    return evaluate(config.evaluate, config.index, root=args.root, run=args.run, split=args.split, address=args.address)
+
+
+def _demo(args: Namespace, config: Config) -> Summary:
+    from prvr_ray.stages.demo import demo
+
+    return demo(config, root=args.root)
 
 
 def _submit(args: Namespace, config: Config) -> Summary:
@@ -190,6 +242,53 @@ COMMANDS: dict[str, Command] = {
         {**RUN, **FEATURES, **JOB},
         sections=("student", "train"),
         short=("train.num_workers",),
+    ),
+    "tune": Command(
+        "search settings, and confirm the best on several seeds",
+        _tune,
+        {**_required("--study", "name of the study"), **FEATURES, **JOB},
+        sections=("student", "train", "tune"),
+    ),
+    "ablate": Command(
+        "answer the paper's own questions on your data",
+        _ablate,
+        {"--study": {"default": "ablation", "help": "name of the study"}, **FEATURES, **JOB},
+        sections=("student", "train", "tune"),
+    ),
+    "index": Command(
+        "encode all videos with a run's student",
+        _index,
+        {**RUN, **_required("--index", "name of the index"), **JOB},
+        sections=("index",),
+    ),
+    "score": Command(
+        "exact top-k videos, with moments, for many queries",
+        _score,
+        {
+            **_required("--index", "name of the index"),
+            **_required("--queries", "a split, a parquet, jsonl, csv or txt file of texts, or - for standard input"),
+            **_required("--output", "name of the scores"),
+            "--allow-missing": {"action": "store_true", "help": "go on without lost or damaged shards, and say so"},
+            **JOB,
+        },
+        sections=("score",),
+        short=("score.top_k", "score.mode"),
+    ),
+    "evaluate": Command(
+        "recall of a run on a split, beside its teacher",
+        _evaluate,
+        {**RUN, **_required("--split", "whose queries and videos are ranked"), **ROOT, **ADDRESS},
+        sections=("evaluate", "index"),
+        short=("evaluate.protocol",),
+        show=terminal.show_evaluation,
+    ),
+    "demo": Command(
+        "render a small world and run every stage on it",
+        _demo,
+        {"--root": {"default": "demo-root", "help": "a local folder"}},
+        sections=("demo",),
+        preset="demo",
+        show=terminal.show_demo,
     ),
     "submit": Command(
         "run one of these commands as a job on a cluster",

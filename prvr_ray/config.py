@@ -200,6 +200,8 @@ class EvaluateSettings(Settings):
     ratio_edges: list[Share] = Field([0.2, 0.4], description="inner borders of the moment-to-video ratio groups")
     iou_thresholds: list[Share] = Field([0.3, 0.5, 0.7], description="of R@1 for moments in the relevant video")
     moment_threshold: Share = Field(0.5, description="as for score")
+    evaluator_cpus: Positive = Field(1.0, description="CPUs of the worker that evaluates")
+    evaluator_gpus: float = Field(0.0, ge=0, description="GPUs of the worker that evaluates; 0: it runs on the CPU")
 
 
 # What `prvr tune` varies unless a file says otherwise: KIND: [bounds], both ends included (prvr_ray.search.space).

@@ -27,8 +27,14 @@ def show_evaluation(evaluation: dict[str, Any]) -> None:
         table.add_column(title, justify="right")
     for name, figures in evaluation["rows"].items():
         style = "bold" if name == "fused" else None
-        table.add_row(name, *(f"{figures[key]:.1f}" for key in _RECALLS), style=style)
+        table.add_row(name, *(f"{figures[key]:.{3 if key == 'map' else 1}f}" for key in _RECALLS), style=style)
     Console().print(table)
+
+
+def show_demo(summary: dict[str, Any]) -> None:
+    """Print the table of the demo's test split, and where its report lies."""
+    show_evaluation(summary["evaluate"])
+    Console().print(f"report: {summary['report']['output']}", markup=False, soft_wrap=True)
 
 
 def show_checks(report: dict[str, Any]) -> None:
