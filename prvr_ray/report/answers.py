@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from prvr_ray.corpus.errors import VideoError
+from prvr_ray.lookup import Found, Lookup, Queries
 from prvr_ray.report.evaluation import Evaluation
 from prvr_ray.report.figures import Span, draw_scores
 from prvr_ray.report.filmstrips import Projector
-from prvr_ray.report.lookup import Found, Lookup, Queries
 from prvr_ray.report.page import Answer, Block, Question, Questions, Section, Text
 from prvr_ray.report.wording import clock, span
 from prvr_ray.retrieval.metrics import temporal_iou

@@ -13,13 +13,13 @@ import pyarrow.compute as pc
 from prvr_ray.collection import Collection, existing_collection
 from prvr_ray.config import ReportSettings
 from prvr_ray.history import read_history
+from prvr_ray.lookup import open_lookup
 from prvr_ray.report import answers, comparison, recall, study
 from prvr_ray.report.answers import Query, Video, answers_section, choose, find
 from prvr_ray.report.comparison import comparison_section
 from prvr_ray.report.corpus import Corpus, corpus_section, describe, read_corpus
 from prvr_ray.report.evaluation import Bootstrap, Evaluation, read_evaluation
 from prvr_ray.report.filmstrips import Projector
-from prvr_ray.report.lookup import embed, open_lookup
 from prvr_ray.report.page import Page, Section, render
 from prvr_ray.report.recall import beat_teacher, recall_section, where_it_fails
 from prvr_ray.report.setup import setup_section
@@ -141,9 +141,9 @@ class _Sources:
         first_ranks = self.evaluation.first_ranks
         chosen = self._chosen_queries(self.evaluation)
         queries = [query for of_kind in chosen.values() for query in of_kind]
-        searched = self.corpus.video_ids(self.split)
-        lookup = open_lookup(self.collection, names[0], self.run, searched, self.settings.moment_threshold)
-        vectors = embed(self.collection, self.run, lookup, [query.query_id for query in queries])
+        everything = open_lookup(self.collection, names[0], self.settings.moment_threshold)
+        lookup = everything.only(self.corpus.video_ids(self.split))
+        vectors = lookup.embed(lookup.stored_tokens([query.query_id for query in queries]))
         found = find(lookup, queries, vectors, self.settings.num_answers, first_ranks)
         with contextlib.ExitStack() as stack:
             projector = stack.enter_context(Projector()) if self.settings.filmstrips else None
