@@ -53,18 +53,22 @@ def current_videos(
 ) -> tuple[pa.Table, pa.Table]:
     """Compare the sources with the collection's videos; removed videos stay removed.
 
+    A video that is in no split gets that of its captions, else one by the hash of its id.
+
     Returns:
         The videos' rows as they are from now on (VIDEOS, with `missing` added); and those of them that are new, or of
         which the file, the place or the split has changed. A file is another one when its size or etag differs.
     """
     known = {row["video_id"]: row for row in collection.videos().to_pylist()}
     removed = set(collection.removed().to_pylist())
+    queries = collection.queries().select(["video_ids", "split"]).to_pylist()
+    splits = {video_id: query["split"] for query in queries for video_id in query["video_ids"] or []}
     current, changed = [], []
     for source in sources:
         if source.video_id in removed:
             continue
         before = known.get(source.video_id)
-        row = _video_row(source, before, split_shares, now)
+        row = _video_row(source, before, splits.get(source.video_id) or split_of(source.video_id, split_shares), now)
         current.append(row | {"missing": source.missing})
         if row != before:
             changed.append(row)
@@ -118,9 +122,8 @@ def text_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _video_row(
-    source: Source, before: dict[str, Any] | None, split_shares: dict[str, float], now: float
-) -> dict[str, Any]:
+def _video_row(source: Source, before: dict[str, Any] | None, split: str, now: float) -> dict[str, Any]:
+    """`split` is for a video that neither its source nor its row puts in one."""
     before = before or {}
     is_same_file = (before.get("size"), before.get("etag")) == (source.size, source.etag)
     return {
@@ -128,7 +131,7 @@ def _video_row(
         "uri": source.uri,
         "size": source.size,
         "etag": source.etag,
-        "split": source.split or before.get("split") or split_of(source.video_id, split_shares),
+        "split": source.split or before.get("split") or split,
         "duration_s": before.get("duration_s") if is_same_file else None,
         "added_at": before["added_at"] if is_same_file else now,
         "removed": False,

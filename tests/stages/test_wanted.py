@@ -122,3 +122,15 @@ def test_captions_are_wanted_when_new_or_edited(collection):
         {"query_id": "q2", "text": "after"},
         {"query_id": "q3", "text": "new"},
     ]
+
+
+def test_a_video_in_no_split_gets_that_of_its_captions_and_a_manifest_wins(collection):
+    rows = [
+        {"query_id": name, "text": "t", "video_ids": [name], "split": "val", "moments": []} for name in ("b", "c", "d")
+    ]
+    collection.query_shards.append(pa.Table.from_pylist(rows, schema.QUERIES))
+    put_videos(collection, [Source("d", "/v/d", 1, "e", split="train")], now=1.0)
+    sources = [Source(name, f"/v/{name}", 1, "e") for name in "abd"] + [Source("c", "/v/c", 1, "e", split="test")]
+    current = put_videos(collection, sources, now=2.0)
+    splits = dict(zip(current["video_id"].to_pylist(), current["split"].to_pylist(), strict=True))
+    assert splits == {"a": split_of("a", SHARES), "b": "val", "c": "test", "d": "train"}
