@@ -43,7 +43,6 @@ class FrameSpec:
         if self.interpolation not in _FILTERS:
             raise ValueError(f"interpolation={self.interpolation!r}; use one of {', '.join(_FILTERS)}")
 
-
     @property
     def num_bytes(self) -> int:
         """Of one frame."""
@@ -66,8 +65,9 @@ class FrameConverter:
         """
         width = max(1, round(frame.width * self._aspect))
         check_pixels(max(width, frame.width), frame.height, self._max_pixels)
-        rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
-        picture = Image.fromarray(rgb.to_ndarray())
+        rgb = self._reformatter.reformat(frame, format="rgb24", threads=1).planes[0]
+        size = frame.width, frame.height
+        picture = Image.frombuffer("RGB", size, memoryview(rgb), "raw", "RGB", rgb.line_size, 1)  # type: ignore[arg-type]
         if width != frame.width:
             picture = picture.resize((width, frame.height), Image.Resampling.BICUBIC)
         turn = _TURNS.get(frame.rotation)
@@ -86,8 +86,7 @@ class FrameConverter:
         check_pixels(width, height, self._max_pixels)
         if (width, height) != picture.size:
             picture = picture.resize((width, height), _filter(spec))
-        picture = _crop_or_pad(picture, spec)
-        return np.asarray(picture).transpose(2, 0, 1)
+        return np.asarray(_crop_or_pad(picture, spec)).transpose(2, 0, 1)
 
 
 # PyAV gives the turn counter-clockwise, and nonsense for a damaged matrix: other angles are left alone.

@@ -39,13 +39,17 @@ class DecodePlan:
     memory_bytes: int
     pack_frames: int
 
+    def load(self) -> VideoDecoder:
+        """A decoder within these limits."""
+        return VideoDecoder(timeout_s=self.timeout_s, stall_s=self.stall_s, memory_bytes=self.memory_bytes)
+
 
 class DecodeVideos:
     """Turns wanted videos into packs, with one child process that it keeps."""
 
     def __init__(self, plan: DecodePlan):
         self._plan = plan
-        self._decoder = VideoDecoder(timeout_s=plan.timeout_s, stall_s=plan.stall_s, memory_bytes=plan.memory_bytes)
+        self._decoder = plan.load()
 
     def __call__(self, videos: pa.Table) -> Iterator[pa.Table]:
         """Decode the videos of a table: video_id, uri, etag, added_at, missing, skip (segments that stand already)."""

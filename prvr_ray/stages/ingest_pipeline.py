@@ -29,7 +29,8 @@ from prvr_ray.stages.resources import Worker, pool_size, require
 
 _VIDEOS_PER_TASK = 64
 _BYTES_PER_TASK = 256 * 2**20
-_PACK_BYTES = 32 * 2**20  # of decoded frames that travel together, about
+_GPU_BATCHES_PER_PACK = 4  # the last batch of a pack is not full, which costs a GPU time
+_BLOCK_BYTES = 2**20  # less than a pack, so that each pack travels on at once
 _QUERIES_PER_TASK = 256
 _QUERIES_PER_SHARD = 4096
 _PUT_CPUS = 0.1
@@ -106,7 +107,7 @@ def plan_pipeline(settings: IngestSettings, encoders: list[EncoderSpec]) -> Pipe
         settings.decode_timeout_s,
         settings.decode_stall_s,
         settings.decode_memory_bytes,
-        pack_frames=max(settings.batch_frames, _PACK_BYTES // sum(spec.num_bytes for spec in specs)),
+        pack_frames=settings.batch_frames * (_GPU_BATCHES_PER_PACK if settings.encoder_gpus else 1),
     )
     encode = EncodePlan(
         tuple(encoder.name for encoder in encoders),
@@ -146,7 +147,7 @@ def _tasks(work: pa.Table, num_decoders: int) -> list[pa.Table]:
 def _dataset(tasks: list[pa.Table]) -> Dataset:
     """One block a task. The datasets that follow from it inherit its context."""
     dataset = ray.data.from_arrow(tasks)
-    dataset.context.target_max_block_size = _PACK_BYTES
+    dataset.context.target_max_block_size = _BLOCK_BYTES
     dataset.context.execution_no_progress_timeout_s = _WAIT_FOR_NODES_S
     return dataset
 
