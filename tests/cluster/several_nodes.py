@@ -1,0 +1,102 @@
+"""Several nodes of one Ray cluster on this machine, a command that runs on them, and the sudden death of a node."""
+
+import contextlib
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clusters import BIN, STORE_BYTES
+from ray.cluster_utils import Cluster
+
+POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class Place:
+    """An actor and the node that it is or was on."""
+
+    name: str
+    node_id: str
+    is_alive: bool
+
+
+class Nodes:
+    """A head without CPUs and the nodes that are added to it."""
+
+    def __init__(self, cluster: Cluster):
+        self._cluster = cluster
+        self.address: str = cluster.address
+
+    def add(self, num_cpus: int = 1, num_gpus: int = 0, labels: dict[str, str] | None = None) -> Any:
+        """Start a node; num_gpus are fake."""
+        return self._cluster.add_node(
+            num_cpus=num_cpus, num_gpus=num_gpus, labels=labels or {}, object_store_memory=STORE_BYTES
+        )
+
+    def kill(self, node: Any) -> None:
+        """End a node suddenly, as a cloud does."""
+        self._cluster.remove_node(node, allow_graceful=False)
+
+    def has(self, actor: str, node: Any) -> bool:
+        """Whether an actor of that class lives on a node."""
+        return any((place.name, place.node_id) == (actor, node.node_id) and place.is_alive for place in self.actors())
+
+    def actors(self) -> list[Place]:
+        """All actors of the cluster so far, the dead included, that have come to a node."""
+        table = self._cluster.global_state.actor_table(None, None, None)
+        return [
+            Place(actor["ActorClassName"], actor["Address"]["NodeID"], actor["State"] == "ALIVE")
+            for actor in table.values()
+        ]
+
+
+@contextlib.contextmanager
+def several_nodes() -> Iterator[Nodes]:
+    head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        yield Nodes(cluster)
+    finally:
+        cluster.shutdown()
+
+
+@dataclass
+class Command:
+    """A running `prvr` command."""
+
+    process: subprocess.Popen
+    log: Path
+
+    def wait_until(self, happens: Callable[[], Any], timeout_s: float = 60.0) -> Any:
+        """Wait for something while the command runs, and return it."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline and self.process.poll() is None:
+            if value := happens():
+                return value
+            time.sleep(POLL_S)
+        raise AssertionError(f"it did not happen: {self.log.read_text()[-3000:]}")
+
+    def result(self, timeout_s: float = 180.0) -> dict[str, Any]:
+        """The command's summary, once it has ended well."""
+        assert self.process.wait(timeout_s) == 0, self.log.read_text()[-3000:]
+        return json.loads(self.log.read_text().splitlines()[-1])
+
+
+@contextlib.contextmanager
+def running(folder: Path, *arguments: str) -> Iterator[Command]:
+    """Start `prvr ARGUMENTS --json`; it is ended with the context."""
+    log = folder / f"{arguments[0]}-{time.time_ns()}.log"
+    with open(log, "wb") as file:
+        process = subprocess.Popen(
+            [BIN / "prvr", *arguments, "--json"], stdout=file, stderr=subprocess.STDOUT, env=os.environ.copy()
+        )
+    try:
+        yield Command(process, log)
+    finally:
+        process.kill()
+        process.wait()

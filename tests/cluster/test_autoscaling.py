@@ -1,0 +1,95 @@
+"""Autoscaling for real, with fake nodes of cluster/aws.yaml's types: from none to several and back to none."""
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from clusters import STORE_BYTES, Head, running_head
+from ray._raylet import GcsClient
+from ray.autoscaler._private.util import prepare_config
+from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply, NodeStatus
+from ray.util.state import list_tasks
+from several_nodes import running
+from worlds import NUM_FRAMES, random_encoder, render_videos
+
+from prvr_ray.collection import open_collection
+
+AWS = Path(__file__).parents[2] / "cluster/aws.yaml"
+MOST_NODES = 2  # of one type
+IDLE_S = 6.0
+NUM_VIDEOS = 24
+
+
+def shrunken_aws() -> dict[str, Any]:
+    """aws.yaml for nodes that are processes: one CPU each, at most two of a type, ended after seconds without work."""
+    config = prepare_config(yaml.safe_load(AWS.read_text()))
+    types = config["available_node_types"]
+    for node in types.values():
+        node["node_config"] = {}
+    for name in set(types) - {config["head_node_type"]}:
+        types[name]["resources"] |= {"CPU": 1, "object_store_memory": STORE_BYTES}
+        types[name]["max_workers"] = MOST_NODES
+    types["ray.head.default"] = types.pop(config["head_node_type"])
+    return {**config, "head_node_type": "ray.head.default", "idle_timeout_minutes": IDLE_S / 60}
+
+
+@pytest.fixture(scope="module")
+def head():
+    with running_head(num_cpus=0, autoscaling=shrunken_aws()) as running:
+        yield running
+
+
+def node_types(head: Head) -> dict[str, str]:
+    """Node id -> type of the living worker nodes."""
+    status = GetClusterStatusReply.FromString(GcsClient(head.address).get_cluster_status(timeout_s=10))
+    nodes = status.cluster_resource_state.node_states
+    return {
+        n.node_id.hex(): n.ray_node_type_name for n in nodes if n.status != NodeStatus.DEAD and n.ray_node_type_name
+    }
+
+
+def test_nodes_come_for_ingest_share_its_work_and_go(head, tmp_path):
+    root, videos = tmp_path / "root", render_videos(tmp_path / "videos", NUM_VIDEOS)
+    assert not node_types(head)
+    seen: dict[str, str] = {}
+    command = [
+        "ingest", "--videos", str(videos), "--root", str(root), "--address", head.address,
+        "--encoder", random_encoder(tmp_path / "encoder"),
+        "--ingest.num_decoders", "2", "--ingest.decoder_cpus", "1", "--ingest.decoder_labels", '{"pool": "decode"}',
+        "--ingest.max_encoders", "2", "--ingest.encoder_cpus", "0.5", "--ingest.encoder_gpus", "1",
+        "--ingest.encoder_labels", '{"pool": "gpu"}',
+    ]  # fmt: skip
+    with running(tmp_path, *command) as ingest:
+        while ingest.process.poll() is None:
+            seen |= node_types(head)
+            time.sleep(0.2)
+        summary = ingest.result()
+
+    assert summary["videos"]["ingested"] == NUM_VIDEOS
+    features = open_collection(str(root)).features()
+    assert sum(len(video.teacher) for video in features.read_videos(features.complete())) == NUM_VIDEOS * NUM_FRAMES
+    worked = nodes_of_tasks(head)
+    assert len(worked["DecodeVideos"]) == 2
+    assert len(worked["EncodePacks"]) == 2
+    assert {seen[node] for node in worked["DecodeVideos"]} == {"decode"}
+    assert {seen[node] for node in worked["EncodePacks"]} <= {"gpu-spot", "gpu-on-demand"}
+    wait_until_no_nodes(head)
+
+
+def nodes_of_tasks(head: Head) -> dict[str, Counter]:
+    """For every kind of worker the nodes that finished tasks of it, with their numbers."""
+    tasks = list_tasks(address=head.dashboard, limit=10_000, filters=[("state", "=", "FINISHED")])
+    return {
+        name: Counter(task.node_id for task in tasks if task.name == f"MapWorker(MapBatches({name})).submit")
+        for name in ("DecodeVideos", "EncodePacks")
+    }
+
+
+def wait_until_no_nodes(head: Head, within_s: float = 60.0) -> None:
+    deadline = time.monotonic() + within_s
+    while nodes := node_types(head):
+        assert time.monotonic() < deadline, f"still there: {nodes}"
+        time.sleep(0.5)

@@ -1,0 +1,35 @@
+"""A small world for clusters: rendered videos, and a random CLIP that encodes them."""
+
+import json
+from pathlib import Path
+
+import open_clip
+import torch
+from rendering import render
+from safetensors.torch import save_file
+
+NUM_FRAMES = 6  # of one video at 1 frame/s
+_CONFIG = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 32, "patch_size": 8, "layers": 1, "width": 32, "head_width": 16},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+
+
+def render_videos(folder: Path, num_videos: int) -> Path:
+    """Videos of six seconds; returns their folder."""
+    folder.mkdir(parents=True)
+    first = render(folder / "00.mp4", 10 * NUM_FRAMES, fps=10).read_bytes()
+    for number in range(1, num_videos):
+        (folder / f"{number:02d}.mp4").write_bytes(first)
+    return folder
+
+
+def random_encoder(folder: Path) -> str:
+    """The name of an encoder whose weights are random."""
+    folder.mkdir(parents=True)
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**_CONFIG)
+    save_file({name: value.clone() for name, value in model.state_dict().items()}, folder / "weights.safetensors")
+    (folder / "model.json").write_text(json.dumps({"model_cfg": _CONFIG}))
+    return f"{folder}/model.json:{folder}/weights.safetensors"
