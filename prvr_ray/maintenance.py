@@ -29,10 +29,11 @@ from prvr_ray.collection import (
     of_current_files,
 )
 from prvr_ray.history import read_history
-from prvr_ray.storage import Store, get_json, new_name, put_json, read_table
+from prvr_ray.storage import Store, delete_unfinished, get_json, new_name, put_json, read_table
 
 TARGET_BYTES = 192 * 2**20  # of a compacted shard; sorting one takes some three times as much memory
 RETENTION_DAYS = 7.0  # a reader that listed the old shards, or a job about to put its plan, may still want them
+_LONGEST_PUT_S = 3600.0
 _FINISHED = ("finished.json", "summary.json")  # beside a plan.json: that job is done
 
 
@@ -65,7 +66,7 @@ def compact(root: str, *, target_bytes: int = TARGET_BYTES) -> dict[str, Any]:
 
 
 def gc(root: str, *, retention_days: float = RETENTION_DAYS) -> dict[str, Any]:
-    """Delete shards that a compaction replaced.
+    """Delete shards that a compaction replaced, and what killed writers left on a local disk.
 
     Args:
         root: the collection.
@@ -84,11 +85,13 @@ def gc(root: str, *, retention_days: float = RETENTION_DAYS) -> dict[str, Any]:
     kept_for: Counter[str] = Counter()
     for table in _tables(collection):
         _delete_replaced(table.folder.store, before, plans, counts, kept_for)
+    unfinished = delete_unfinished(collection.store, min(before, time.time() - _LONGEST_PUT_S))
     return {
         "shards_deleted": counts["shards_deleted"],
         "bytes_deleted": counts["bytes_deleted"],
         "shards_kept_as_young": counts["shards_kept_as_young"],
         "shards_kept_for_plans": dict(kept_for),
+        "unfinished_files_deleted": unfinished,
         "output": collection.store.uri,
     }
 

@@ -298,6 +298,26 @@ def exists(store: Store, key: str) -> bool:
     return any(item.key == key for item in store.list(key))
 
 
+def delete_unfinished(store: Store, before: float) -> int:
+    """Delete what killed writers left below a local folder; other stores keep nothing of an unfinished put.
+
+    Args:
+        before: seconds since the epoch; younger files may belong to a writer that is at work.
+
+    Returns:
+        How many files were deleted.
+    """
+    if not isinstance(store, LocalStore):
+        return 0
+    count = 0
+    for path in Path(store.uri).rglob(f"{_UNFINISHED}*"):
+        with contextlib.suppress(FileNotFoundError):  # its writer has just finished
+            if path.stat().st_mtime < before:
+                path.unlink()
+                count += 1
+    return count
+
+
 def put_json(store: Store, key: str, value: Any) -> None:
     """Put a value as indented JSON."""
     store.put(key, _json_bytes(value))

@@ -1,6 +1,7 @@
 """Compaction, gc, removal and status: readers see the same before, while and after, and no plan loses a shard."""
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -255,6 +256,16 @@ def test_a_record_goes_when_its_shards_have_gone_before(local_root):
         counts.append((len(store.list("replaced-")), len(store.list("shard-"))))
     assert counts == [(1, 1), (0, 1), (0, 1)]
     assert len(collection.queries()) == 2
+
+
+def test_what_a_killed_writer_left_goes_when_no_writer_can_be_at_it(local_root):
+    filled(local_root)
+    left, at_work = (Path(local_root) / "videos" / f".unfinished-{name}" for name in ("left", "at-work"))
+    for path, age_s in ((left, 4000), (at_work, 10)):
+        path.write_bytes(b"half a shard")
+        os.utime(path, (time.time() - age_s,) * 2)
+    assert gc(local_root, retention_days=0)["unfinished_files_deleted"] == 1
+    assert (left.exists(), at_work.exists()) == (False, True)
 
 
 def test_gc_before_any_compaction_deletes_nothing(local_root):
