@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from prvr_ray.retrieval.blocks import Array, FrameBlock, as_tensor
-from prvr_ray.retrieval.products import full_precision, fuse, window_dots
+from prvr_ray.retrieval.products import full_precision, window_dots
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,18 +22,16 @@ class Moments:
     end_s: np.ndarray
 
 
-def fused_curves(
-    queries: Sequence[tuple[float, Array]], block: FrameBlock, query_P: Array, window_P: Array
-) -> np.ndarray:
-    """The fused similarity of every frame: sum_b weight_b * <query_b, frame_b>.
+def branch_curves(queries: Sequence[Array], block: FrameBlock, query_P: Array, window_P: Array) -> list[np.ndarray]:
+    """The similarity of every frame, branch by branch.
 
     Args:
-        queries: per branch, weight and (Q, D) unit rows.
+        queries: per branch, (Q, D) unit rows.
         block: holds the windows; its branches must have the same frames.
         query_P, window_P: rows of the queries and of the block.
 
     Returns:
-        (P, F) float32, -inf past a window's end.
+        Per branch (P, F) float32, -inf past a window's end.
 
     Raises:
         ValueError: branches that differ in their frames.
@@ -41,23 +39,27 @@ def fused_curves(
     first = block.branch_offsets[0]
     if not all(np.array_equal(offsets, first) for offsets in block.branch_offsets):
         raise ValueError("a fused curve needs the same frames in every branch")
-    device = as_tensor(queries[0][1]).device
+    device = as_tensor(queries[0]).device
     pairs = [torch.as_tensor(item, device=device) for item in (query_P, window_P)]
     with full_precision():
-        curves = [
-            window_dots(as_tensor(rows_RD).to(device), first, as_tensor(rows_QD).float(), *pairs)
-            for (_, rows_QD), rows_RD in zip(queries, block.frames, strict=True)
+        return [
+            window_dots(as_tensor(rows_RD).to(device), first, as_tensor(rows_QD).float(), *pairs).cpu().numpy()
+            for rows_QD, rows_RD in zip(queries, block.frames, strict=True)
         ]
-        past_end_PF = curves[0].isinf()
-        fused_PF = fuse([weight for weight, _ in queries], curves)
-        return fused_PF.masked_fill(past_end_PF, -torch.inf).cpu().numpy()
+
+
+def fuse_curves(weights: Sequence[float], curves: Sequence[np.ndarray]) -> np.ndarray:
+    """The weighted sum of what `branch_curves` returns: (P, F), -inf past a window's end."""
+    is_frame_PF = ~np.isneginf(curves[0])
+    fused_PF = sum(weight * np.where(is_frame_PF, curve, 0) for weight, curve in zip(weights, curves, strict=True))
+    return np.where(is_frame_PF, fused_PF, -np.inf).astype(np.float32)
 
 
 def locate(curve_PF: np.ndarray, edges_s: np.ndarray, first_edge_P: np.ndarray, threshold: float) -> Moments:
     """Find the moment in each curve: the run of frames around the peak that stay above a level.
 
     Args:
-        curve_PF: as `fused_curves` returns them.
+        curve_PF: as `fuse_curves` returns them.
         edges_s: time edges of windows, one window after another, each (frames + 1); NaN where times are unknown.
         first_edge_P: where the edges of each pair's window begin.
         threshold: the level, in [0, 1], between the curve's median (0) and its peak (1).

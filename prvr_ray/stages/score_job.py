@@ -24,7 +24,7 @@ import torch
 from prvr_ray import schema
 from prvr_ray.collection import existing_collection
 from prvr_ray.retrieval.blocks import Names
-from prvr_ray.retrieval.moments import fused_curves, locate
+from prvr_ray.retrieval.moments import branch_curves, fuse_curves, locate
 from prvr_ray.retrieval.scoring import Search
 from prvr_ray.retrieval.topk import Answers, merge_top_k, side_by_side
 from prvr_ray.stages.index_folder import IndexFolder, LoadedShard
@@ -163,9 +163,10 @@ class ScoreJob:
         for mine in torch.arange(len(query_P), device=query_P.device).split(_QUERIES_AT_ONCE):
             where = query_P[mine], place_P[mine]
             window_P = best.windows_QK[where] - first_window
-            curves_PF = fused_curves(questions.queries, shard.block, where[0], window_P)
+            curves = branch_curves([rows_QD for _, rows_QD in questions.queries], shard.block, where[0], window_P)
+            curve_PF = fuse_curves([weight for weight, _ in questions.queries], curves)
             edge_P = shard.first_edge[window_P.cpu().numpy()]
-            found = locate(curves_PF, shard.edges_s, edge_P, self.spec["moment_threshold"])
+            found = locate(curve_PF, shard.edges_s, edge_P, self.spec["moment_threshold"])
             times_P3 = np.stack([found.peak_s, found.start_s, found.end_s], axis=1)
             best.extras_QKE[..., num_branches:][where] = torch.from_numpy(times_P3).to(query_P.device)
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from prvr_ray.collection import FeatureSet, VideoFeatures
 from prvr_ray.retrieval.blocks import FrameBlock
-from prvr_ray.retrieval.moments import fused_curves, locate
+from prvr_ray.retrieval.moments import branch_curves, fuse_curves, locate
 from prvr_ray.schema import unpack_times, unpack_vectors
 from prvr_ray.stages.student_vectors import WindowEncoder, Windowing, encode_queries
 from prvr_ray.student.model import Student
@@ -110,13 +110,15 @@ def find_moments(
             continue
         query_P, window_P = np.array(asked).T
         student = FrameBlock(block.video_ids, block.branch_offsets[0], block.frames[: len(queries)])
-        curve_PF = fused_curves(queries, student, query_P, window_P)
+        curves = branch_curves([rows_QD for _, rows_QD in queries], student, query_P, window_P)
+        weights = [weight for weight, _ in queries]
+        score_P = sum(weight * branch_PF.max(1) for weight, branch_PF in zip(weights, curves, strict=True))
+        curve_PF = fuse_curves(weights, curves)
         first_edge_W = np.cumsum([0, *map(len, edges)])
         found = locate(curve_PF, np.concatenate(edges), first_edge_W[window_P], threshold)
-        for pair in np.argsort(curve_PF.max(1), kind="stable"):  # a query's best window comes last
-            query, top = query_P[pair], curve_PF[pair].max()
-            if top > best_Q[query]:
-                best_Q[query], spans_Q2[query] = top, (found.start_s[pair], found.end_s[pair])
+        for pair, query in enumerate(query_P):
+            if score_P[pair] > best_Q[query]:  # the window that a search would answer with
+                best_Q[query], spans_Q2[query] = score_P[pair], (found.start_s[pair], found.end_s[pair])
     return spans_Q2, durations
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from worlds import as_blocks, ragged_world, unit_rows
 
-from prvr_ray.retrieval.moments import fused_curves, locate
+from prvr_ray.retrieval.moments import branch_curves, fuse_curves, locate
 
 
 def moment(curve, edges=None, threshold=0.5):
@@ -56,7 +56,8 @@ def test_fused_curves_equal_weighted_products_of_the_named_windows():
     (block,) = as_blocks(world, [12])
     queries = [(weight, unit_rows(rng, (5, 16))) for weight in (0.7, -0.3)]
     query_P, window_P = rng.integers(0, 5, 40), rng.integers(0, 12, 40)
-    curves = fused_curves(queries, block, query_P, window_P)
+    rows_QD = [rows for _, rows in queries]
+    curves = fuse_curves((0.7, -0.3), branch_curves(rows_QD, block, query_P, window_P))
     for curve, query, window in zip(curves, query_P, window_P, strict=True):
         expected = sum(
             w * (f.astype(np.float64) @ q[query]) for (w, q), f in zip(queries, world[window][1], strict=True)
@@ -69,4 +70,4 @@ def test_branches_with_other_frames_have_no_fused_curve():
     rng = np.random.default_rng(1)
     (block,) = as_blocks(ragged_world(rng, 5, 5, (8, 8)), [5])
     with pytest.raises(ValueError, match="same frames in every branch"):
-        fused_curves([(1.0, unit_rows(rng, (1, 8)))] * 2, block, np.array([0]), np.array([0]))
+        branch_curves([unit_rows(rng, (1, 8))] * 2, block, np.array([0]), np.array([0]))
