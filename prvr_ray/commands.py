@@ -133,6 +133,15 @@ def _evaluate(args: Namespace, config: Config) -> Summary:
     return evaluate(config.evaluate, config.index, root=args.root, run=args.run, split=args.split, address=args.address)
 
 
+def _search(args: Namespace, config: Config) -> Summary:
+    from prvr_ray.api import open_root, search
+
+    found = search(open_root(args.root), args.index, args.text, args.top_k)
+    names = ("video_id", "score", "start_s", "end_s", "peak_s")
+    answers = [{name: getattr(answer, name) for name in names} for answer in found]
+    return {"query": args.text, "answers": [{"rank": rank, **answer} for rank, answer in enumerate(answers, start=1)]}
+
+
 def _demo(args: Namespace, config: Config) -> Summary:
     from prvr_ray.stages.demo import demo
 
@@ -273,6 +282,17 @@ COMMANDS: dict[str, Command] = {
         },
         sections=("score",),
         short=("score.top_k", "score.mode"),
+    ),
+    "search": Command(
+        "the best videos for one sentence, each with its moment",
+        _search,
+        {
+            "text": {"help": "what to look for"},
+            **_required("--index", "name of the index"),
+            "--top-k": {"type": int, "default": 10, "help": "videos to show"},
+            **ROOT,
+        },
+        show=terminal.show_answers,
     ),
     "evaluate": Command(
         "recall of a run on a split, beside its teacher",

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prvr_ray.collection import Collection, FeatureSet, by_shard
-from prvr_ray.retrieval.moments import fused_curves, locate
+from prvr_ray.retrieval.moments import branch_curves, fuse_curves, locate
 from prvr_ray.retrieval.scoring import TopK, search
 from prvr_ray.runs import RunFolder, open_run
 from prvr_ray.stages.index_folder import IndexFolder, LoadedShard
@@ -75,10 +75,14 @@ class Lookup:
         ]
         return replace(self, shards=shards)
 
-    def embed(self, tokens: Sequence[np.ndarray]) -> Queries:
-        """The vectors of queries, each given as (T, D) token states."""
+    def embed(self, tokens: Sequence[np.ndarray], weights: dict[str, float] | None = None) -> Queries:
+        """The vectors of queries, each given as (T, D) token states.
+
+        Args:
+            weights: of the branches; None: the run's.
+        """
         settings = self.run.config().student
-        weights = {"inheritance": settings.inheritance_weight, "exploration": settings.exploration_weight}
+        weights = weights or {"inheritance": settings.inheritance_weight, "exploration": settings.exploration_weight}
         return [(weights[branch], rows_QD) for branch, rows_QD in encode_queries(self.student, tokens).items()]
 
     def stored_tokens(self, query_ids: Sequence[str]) -> list[np.ndarray]:
@@ -107,7 +111,8 @@ class Lookup:
             first = last
             if not len(query_P):
                 continue
-            curve_PF = fused_curves(queries, shard.block, query_P, window_P)
+            curves = branch_curves([rows_QD for _, rows_QD in queries], shard.block, query_P, window_P)
+            curve_PF = fuse_curves([weight for weight, _ in queries], curves)
             first_P, lengths_P = shard.first_edge[window_P], (~np.isneginf(curve_PF)).sum(1)
             moments = locate(curve_PF, shard.edges_s, first_P, self.moment_threshold)
             for pair, (query, place) in enumerate(zip(query_P.tolist(), place_P.tolist(), strict=True)):

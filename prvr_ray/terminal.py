@@ -37,6 +37,17 @@ def show_demo(summary: dict[str, Any]) -> None:
     Console().print(f"report: {summary['report']['output']}", markup=False, soft_wrap=True)
 
 
+def show_answers(found: dict[str, Any]) -> None:
+    """Print the answers of `prvr search`: rank, video, moment in seconds, score."""
+    table = Table(title=escape(found["query"]))
+    for title in ("rank", "video", "moment, s", "score"):
+        table.add_column(title, justify="left" if title == "video" else "right")
+    for answer in found["answers"]:
+        moment = f"{answer['start_s']:.1f}-{answer['end_s']:.1f}"
+        table.add_row(str(answer["rank"]), escape(answer["video_id"]), moment, f"{answer['score']:.3f}")
+    Console().print(table)
+
+
 def show_checks(report: dict[str, Any]) -> None:
     """Print the lines of `prvr doctor`: what is well, and what to do."""
     table = Table(show_header=False, box=None, pad_edge=False)

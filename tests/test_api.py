@@ -1,5 +1,6 @@
 """The names for notebooks: what the package's docstring shows works, and importing the package loads nothing heavy."""
 
+import json
 import subprocess
 import sys
 from dataclasses import asdict
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from prvr_ray import api, schema
+from prvr_ray import api, cli, schema
 from prvr_ray.collection import declare_spec, open_collection
 from prvr_ray.config import Config, StudentSettings, TrainSettings
 from prvr_ray.corpus.synthetic import FPS, frames_of, plan_world, queries_of, still
@@ -122,6 +123,18 @@ def encoded(encode, x_nD: np.ndarray) -> dict[str, np.ndarray]:
     with torch.inference_mode():
         vectors = encode(torch.from_numpy(unit)[None], torch.ones(1, len(unit)))
     return {branch: value.numpy() for branch, value in vectors.items()}
+
+
+def test_the_command_prints_what_the_api_finds(root, capsys):
+    arguments = ["search", "a red circle rises", "--root", root.store.uri, "--index", "main", "--top-k", "2", "--json"]
+    assert cli.main(arguments) == 0
+    *table, last = capsys.readouterr().out.splitlines()
+    found = api.search(root, "main", "a red circle rises", k=2)
+    answers = json.loads(last)["answers"]
+    assert [(a["rank"], a["video_id"], a["start_s"]) for a in answers] == [
+        (rank, answer.video_id, answer.start_s) for rank, answer in enumerate(found, start=1)
+    ]
+    assert any(found[0].video_id in line for line in table)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "report": STORED | {"corpus", "history", "lookup", "retrieval", "runs"},
     "stages": STORED | {"corpus", "encoders", "history", "report", "retrieval", "runs", "search", "student"},
     "terminal": set(),
-    "commands": STORED | {"corpus", "maintenance", "report", "stages", "terminal"},
+    "commands": STORED | {"api", "corpus", "maintenance", "report", "stages", "terminal"},
     "cli": {"commands", "config", "history", "terminal"},
 }
 # A stage does not import another one; these modules are not stages but what several of them share.

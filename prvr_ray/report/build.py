@@ -143,7 +143,8 @@ class _Sources:
         queries = [query for of_kind in chosen.values() for query in of_kind]
         everything = open_lookup(self.collection, names[0], self.settings.moment_threshold)
         lookup = everything.only(self.corpus.video_ids(self.split))
-        vectors = lookup.embed(lookup.stored_tokens([query.query_id for query in queries]))
+        tokens = lookup.stored_tokens([query.query_id for query in queries])
+        vectors = lookup.embed(tokens, self.evaluation.weights)
         found = find(lookup, queries, vectors, self.settings.num_answers, first_ranks)
         with contextlib.ExitStack() as stack:
             projector = stack.enter_context(Projector()) if self.settings.filmstrips else None

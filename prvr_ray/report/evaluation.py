@@ -4,7 +4,7 @@ Shapes: Q queries, M metrics.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -14,7 +14,7 @@ from prvr_ray.collection import Collection
 from prvr_ray.report.intervals import bootstrap
 from prvr_ray.report.wording import signed
 from prvr_ray.retrieval.metrics import summarize
-from prvr_ray.storage import ShardError, read_table
+from prvr_ray.storage import get_json, read_table
 
 ROWS = ("teacher", "inheritance", "exploration", "fused", "teacher+student")
 MEANS = ("r1", "r5", "r10", "r100", "sumr", "meanr", "map")  # of queries: what a bootstrap can resample
@@ -41,7 +41,8 @@ class Evaluation:
     """What `prvr evaluate` kept of one run on one split.
 
     ranks: row -> per query, the ranks of its relevant videos. ratios: (Q,) moment-to-video ratio, NaN for none.
-    clusters: per query, its first relevant video.
+    clusters: per query, its first relevant video. weights: of the branches in the fused score. moments: R@1 at each
+    overlap, percent.
     """
 
     run: str
@@ -51,6 +52,8 @@ class Evaluation:
     clusters: list[str]
     ratios: np.ndarray
     ranks: dict[str, list[np.ndarray]]
+    weights: dict[str, float] = field(default_factory=dict)
+    moments: dict[str, float] = field(default_factory=dict)
 
     def intervals(self, how: Bootstrap) -> dict[str, np.ndarray]:
         """Row -> (2, M) lower and upper ends of its figures, in the order of MEANS."""
@@ -76,9 +79,10 @@ def read_evaluation(collection: Collection, run: str, split: str, protocol: str)
     """Read the ranks that `prvr evaluate` put; None if it did not."""
     store = collection.store.child(f"runs/{run}/evaluations")
     try:
-        rows = read_table(store, f"{split}-{protocol}.parquet")
-    except ShardError:
+        summary = get_json(store, f"{split}-{protocol}.json")
+    except FileNotFoundError:
         return None
+    rows = read_table(store, f"{split}-{protocol}.parquet")
     relevant = collection.queries(split)
     first_video = dict(
         zip(relevant["query_id"].to_pylist(), (ids[0] for ids in relevant["video_ids"].to_pylist()), strict=True)
@@ -95,6 +99,8 @@ def read_evaluation(collection: Collection, run: str, split: str, protocol: str)
         [first_video[query_id] for query_id in query_ids],
         one["moment_ratio"].to_numpy(zero_copy_only=False).astype(float),
         {row: [np.array(ranks) for ranks in part["ranks"].to_pylist()] for row, part in parts.items()},
+        summary["weights"],
+        summary["moments"],
     )
 
 

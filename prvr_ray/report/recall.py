@@ -21,8 +21,10 @@ def recall_section(evaluation: Evaluation, how: Bootstrap) -> Section:
     figures = [_interval_figure(evaluation, intervals, how)]
     if np.isfinite(evaluation.ratios).any():
         figures.append(_ratio_figure(evaluation))
-    blocks: list[Block] = [Text(what_helped(evaluation, how)), _table(evaluation, intervals, how), Figures(figures)]
-    return Section(ANCHOR, TITLE, blocks)
+    blocks: list[Block] = [Text(what_helped(evaluation, how)), _table(evaluation, intervals, how)]
+    if evaluation.moments:
+        blocks.append(Text(_moments(evaluation.moments)))
+    return Section(ANCHOR, TITLE, [*blocks, Figures(figures)])
 
 
 def beat_teacher(evaluation: Evaluation, how: Bootstrap) -> str:
@@ -59,6 +61,12 @@ def what_helped(evaluation: Evaluation, how: Bootstrap) -> str:
     pairs.append(("teacher+student", "fused"))
     said = [str(_gap(evaluation, *pair, how)) for pair in pairs if set(pair) <= set(evaluation.ranks)]
     return f"{'. '.join(_capital(sentence) for sentence in said)}."
+
+
+def _moments(found: dict[str, float]) -> str:
+    """`found`: r1_iou0.5 and so on -> percent."""
+    said = ", ".join(f"{share:.1f} % at {name.partition('iou')[2]}" for name, share in found.items())
+    return f"In the right video, the found moment overlaps the annotated one (intersection over union): {said}."
 
 
 def _gap(evaluation: Evaluation, above: str, below: str, how: Bootstrap) -> Gap:

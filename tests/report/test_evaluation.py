@@ -9,7 +9,7 @@ from prvr_ray.collection import open_collection
 from prvr_ray.report.evaluation import MEANS, Bootstrap, Evaluation, gap, read_evaluation
 from prvr_ray.report.page import Table
 from prvr_ray.report.recall import beat_teacher, recall_section, what_helped, where_it_fails
-from prvr_ray.storage import table_to_bytes
+from prvr_ray.storage import put_json, table_to_bytes
 
 HOW = Bootstrap(num_resamples=500, confidence=0.95, seed=0)
 
@@ -87,7 +87,9 @@ def test_an_evaluation_is_read_from_its_table(tmp_path):
     ratios = {"a": None, "b": 0.25}
     rows = [{"query_id": q, "row": row, "ranks": ranks, "moment_ratio": ratios[q]} for q, row, ranks in kept]
     table = pa.Table.from_pylist(rows, schema=schema.QUERY_RANKS)
-    collection.store.child("runs/r/evaluations").put("test-held-out.parquet", table_to_bytes(table))
+    store = collection.store.child("runs/r/evaluations")
+    store.put("test-held-out.parquet", table_to_bytes(table))
+    put_json(store, "test-held-out.json", {"weights": {"inheritance": 1.0}, "moments": {"r1_iou0.5": 12.5}})
     found = read_evaluation(collection, "r", "test", "held-out")
     assert found.query_ids == ["a", "b"]
     assert found.clusters == ["v1", "v2"]
@@ -96,4 +98,5 @@ def test_an_evaluation_is_read_from_its_table(tmp_path):
         "teacher": [[4], [5, 6]],
         "fused": [[2], [1, 3]],
     }
+    assert (found.weights, found.moments) == ({"inheritance": 1.0}, {"r1_iou0.5": 12.5})
     assert read_evaluation(collection, "r", "test", "paper") is None
