@@ -11,6 +11,8 @@ from prvr_ray.report.wording import duration
 ANCHOR, TITLE = "setup", "What was run"
 Record = Mapping[str, Any]
 
+_RATED = ("frames", "queries", "rendered")  # counts that make a rate, the first that a command has
+
 
 def setup_section(
     where: str, spec: Mapping[str, Any] | None, settings: Mapping[str, Mapping[str, Any]], history: Sequence[Record]
@@ -55,19 +57,21 @@ def _settings_table(settings: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def _stage_table(history: Sequence[Record]) -> Table:
-    """One row for each command, the newest run of it."""
-    newest = {record["command"]: record for record in history}
+    """One row for each command. A command that was called again only went on: its longest call tells what it did."""
+    calls: dict[str, list[Record]] = {}
+    for record in history:
+        calls.setdefault(record["command"], []).append(record)
     rows = []
-    for command, record in newest.items():
-        summary = record["summary"]
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(record["ended_at"]))
-        seconds = summary["seconds"]
-        counts = dict(_counts(summary))
-        said = ", ".join(f"{name} {value:,}" for name, value in counts.items())
-        rows.append([command, when, duration(seconds), said])
-    return Table(
-        "Commands, the newest run of each", ["command", "ended", "took", "what it counted"], rows, has_prose=True
-    )
+    for command, records in calls.items():
+        longest = max(records, key=lambda record: record["summary"]["seconds"])
+        seconds = longest["summary"]["seconds"]
+        counts = dict(_counts(longest["summary"]))
+        rated = next((name for name in _RATED if counts.get(name)), None)
+        rate = f"{counts[rated] / max(seconds, 0.1):,.0f} {rated}/s" if rated else ""
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(longest["ended_at"]))
+        rows.append([command, when, duration(seconds), rate, ", ".join(f"{name} {counts[name]:,}" for name in counts)])
+    columns = ["command", "ended", "took", "rate", "what it counted"]
+    return Table("Commands, the longest call of each", columns, rows, has_prose=True)
 
 
 def _counts(summary: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, int]]:
