@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
 from prvr_ray.commands import COMMANDS, Command, Summary
 from prvr_ray.config import PRESETS, SECTIONS, Config, resolve

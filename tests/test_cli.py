@@ -116,3 +116,10 @@ def test_help_of_import_shows_the_columns_and_an_example_line_by_line(capsys):
     shown = capsys.readouterr().out
     assert "\n  video_id,start_s,end_s,text\n  kitchen/a.mp4,12.5,20.1,a person opens a fridge\n" in shown
     assert "\n  query_id     default: " in shown
+
+
+def test_shell_completion_knows_the_commands(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--print_completion", "shtab-bash"])
+    script = capsys.readouterr().out
+    assert all(f"'{name}'" in script or f'"{name}"' in script for name in ("ingest", "train", "score"))
