@@ -12,6 +12,13 @@ ANCHOR, TITLE = "retrieval", "Retrieval"
 _COLUMNS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "r100": "R@100", "sumr": "SumR", "medr": "MedR",
             "meanr": "MeanR", "map": "mAP"}  # fmt: skip
 _BY_RATIO = "sumr"
+_CALLED = {
+    "teacher": "the teacher alone",
+    "inheritance": "the inheritance branch alone",
+    "exploration": "the exploration branch alone",
+    "fused": "the fused student",
+    "teacher+student": "teacher and student together",
+}
 Intervals = dict[str, np.ndarray]
 
 
@@ -65,12 +72,12 @@ def what_helped(evaluation: Evaluation, how: Bootstrap) -> str:
 
 def _moments(found: dict[str, float]) -> str:
     """`found`: r1_iou0.5 and so on -> percent."""
-    said = ", ".join(f"{share:.1f} % at {name.partition('iou')[2]}" for name, share in found.items())
-    return f"In the right video, the found moment overlaps the annotated one (intersection over union): {said}."
+    said = ", ".join(f"by {name.partition('iou')[2]} for {share:.1f} %" for name, share in found.items())
+    return f"In the right video, the found moment overlaps the annotated one (IoU) at least {said} of the queries."
 
 
 def _gap(evaluation: Evaluation, above: str, below: str, how: Bootstrap) -> Gap:
-    return gap(evaluation, evaluation, (above, below), (above, below), how)
+    return gap(evaluation, evaluation, (above, below), (_CALLED[above], _CALLED[below]), how)
 
 
 def _table(evaluation: Evaluation, intervals: Intervals, how: Bootstrap) -> Table:

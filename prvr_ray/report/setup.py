@@ -75,8 +75,9 @@ def _stage_table(history: Sequence[Record]) -> Table:
 
 
 def _counts(summary: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, int]]:
+    """Whole numbers by name, those of one level below with both names."""
     for name, value in summary.items():
-        if isinstance(value, Mapping):
-            yield from _counts(value, f"{prefix}{name} ")
+        if isinstance(value, Mapping) and not prefix:
+            yield from _counts(value, f"{name} ")
         elif isinstance(value, int) and not isinstance(value, bool) and name != "exit_code":
             yield f"{prefix}{name}".replace("_", " "), value

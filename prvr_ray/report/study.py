@@ -11,6 +11,8 @@ from prvr_ray.report.wording import count, signed
 ANCHOR, TITLE = "study", "Search study"
 ABLATION_ANCHOR, ABLATION_TITLE = "ablation", "What each part of the method brings"
 _MAX_DIMENSIONS = 6
+_MAX_BARS = 10
+_ENOUGH = 3  # trials a setting, before its importance means much
 _NUM_STRONG = 3
 Summary = Mapping[str, Any]
 Trials = Sequence[Mapping[str, Any]]
@@ -31,7 +33,7 @@ def study_section(name: str, summary: Summary) -> Section:
     trials = [trial for trial in summary["trials"] if trial["curve"]]
     figures = [_curve_figure(trials)] if trials else []
     if summary["importance"]:
-        figures.append(_importance_figure(summary["importance"]))
+        figures.append(_importance_figure(summary["importance"], len(trials)))
     finished = [trial for trial in trials if trial["state"] == "finished"]
     if len(finished) > 1:
         figures.append(_parallel_figure(finished, summary))
@@ -95,12 +97,13 @@ def _curve_figure(trials: Trials) -> Figure:
     )
 
 
-def _importance_figure(importance: Mapping[str, float]) -> Figure:
-    top = max(importance, key=lambda path: importance[path])
+def _importance_figure(importance: Mapping[str, float], num_trials: int) -> Figure:
+    top = sorted(importance, key=lambda path: -importance[path])[:_MAX_BARS]
+    doubt = ", too few to rely on" if num_trials < _ENOUGH * len(importance) else ""
     return Figure(
-        draw_bars(importance, "share of the variance that it explains"),
-        f"How much each setting mattered for SumR; most of all {top}.",
-        f"Bar chart of the importance of {len(importance)} settings",
+        draw_bars({path: importance[path] for path in top}, "share of the variance that it explains"),
+        f"How much each setting mattered for SumR, most of all {top[0]}; from {count(num_trials, 'trial')}{doubt}.",
+        f"Bar chart of the importance of {len(top)} settings",
     )
 
 

@@ -54,8 +54,8 @@ def test_the_verdict_follows_the_interval(fused, teacher, answer):
 
 def test_what_helped_speaks_of_the_rows_that_are_there():
     said = what_helped(evaluation(fused=[1] * 9, teacher=[9] * 9, inheritance=[1] * 9), HOW)
-    assert "Fused is above teacher: +200.0 SumR" in said
-    assert "Fused and inheritance cannot be told apart here: 0.0 SumR" in said
+    assert "The fused student is above the teacher alone: +200.0 SumR" in said
+    assert "The fused student and the inheritance branch alone cannot be told apart here: 0.0 SumR" in said
     assert "exploration" not in said
 
 
