@@ -46,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def build_parser() -> ArgumentParser:
     """The parser of all commands."""
+    set_parsing_settings(add_print_completion_argument=True)
     parser = ArgumentParser(
         prog="prvr",
         exit_on_error=False,
