@@ -29,6 +29,8 @@ def show_evaluation(evaluation: dict[str, Any]) -> None:
         style = "bold" if name == "fused" else None
         table.add_row(name, *(f"{figures[key]:.{3 if key == 'map' else 1}f}" for key in _RECALLS), style=style)
     Console().print(table)
+    if "warning" in evaluation:
+        Console().print(f"[yellow]warning:[/] {evaluation['warning']}")
 
 
 def show_demo(summary: dict[str, Any]) -> None:

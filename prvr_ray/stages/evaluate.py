@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 import torch
+from ray.exceptions import RayTaskError
 
 from prvr_ray import schema
 from prvr_ray.collection import FeatureSet, existing_collection
@@ -66,7 +67,10 @@ def evaluate(
         worker = Worker("evaluator", settings.evaluator_cpus, settings.evaluator_gpus)
         require(worker)
         task = ray.remote(_evaluate).options(**worker.options)
-        evaluation, ranks = ray.get(task.remote(job, split, validation))
+        try:
+            evaluation, ranks = ray.get(task.remote(job, split, validation))
+        except RayTaskError as error:  # its own text is the worker's traceback
+            raise (ValueError(str(error.cause)) if isinstance(error.cause, ValueError) else error) from None
     store, name = folder.store.child("evaluations"), f"{split}-{settings.protocol}"
     store.put(f"{name}.parquet", table_to_bytes(ranks))
     put_json(store, f"{name}.json", evaluation)
@@ -122,7 +126,7 @@ def _evaluate(job: _Job, split: str, validation: str) -> tuple[Evaluation, pa.Ta
     ratios = np.full(len(queries), np.nan)
     for place, (video_id, moments) in annotated.items():
         ratios[place] = min(1.0, (moments[0, 1] - moments[0, 0]) / durations[video_id])
-    evaluation = {
+    evaluation: Evaluation = {
         "split": split,
         "protocol": job.settings.protocol,
         "rows": {name: summarize(of_row) for name, of_row in ranks.items()},
@@ -134,6 +138,8 @@ def _evaluate(job: _Job, split: str, validation: str) -> tuple[Evaluation, pa.Ta
         "queries": len(queries),
         "excluded": num_excluded,
     }
+    if evaluation["rows"]["fused"]["sumr"] < evaluation["rows"]["teacher"]["sumr"]:
+        evaluation["warning"] = "the student is below its teacher on this split"
     return evaluation, _ranks_table(queries, ranks, ratios)
 
 

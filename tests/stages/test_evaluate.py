@@ -1,0 +1,162 @@
+"""The evaluation's figures against float64 scores of plain loops, and what it refuses."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from served import MAX_FRAMES, add_queries, add_run, add_videos
+
+from prvr_ray.collection import open_collection
+from prvr_ray.config import EvaluateSettings, IndexSettings
+from prvr_ray.retrieval.metrics import ranks, summarize
+from prvr_ray.stages.evaluate import evaluate
+from prvr_ray.student.batching import normalize, sample_uniform
+
+CUT = IndexSettings(windowing="windows", overlap_frames=3)
+WEIGHTS = {"inheritance": 0.7, "exploration": 0.3}
+VIDEOS = [f"v{i:02d}" for i in range(24)]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """24 test videos, 40 queries with one to three relevant videos and a moment each; 6 validation videos."""
+    root = tmp_path_factory.mktemp("root")
+    rng = np.random.default_rng(5)
+    add_videos(root, VIDEOS)
+    add_videos(root, [f"w{i}" for i in range(6)], seed=1, split="val")
+    relevant = {f"q{i:02d}": rng.choice(VIDEOS, size=1 + i % 3, replace=False).tolist() for i in range(40)}
+    moments = {query: [(videos[0], 0.5, 2.0)] for query, videos in relevant.items()}
+    add_queries(root, {**relevant, "lost": ["nobody"]}, moments=moments)
+    add_queries(root, {f"p{i}": [f"w{i}"] for i in range(6)}, seed=2, split="val")
+    return root, add_run(root), relevant
+
+
+def windows_of(video, settings):
+    """(start, stop) of the cuts, by the rule that the settings describe."""
+    n = len(video.student)
+    if settings is not CUT or n <= MAX_FRAMES:
+        return [(0, n)]
+    starts = [*range(0, n - MAX_FRAMES, MAX_FRAMES - 3), n - MAX_FRAMES]
+    return [(start, start + MAX_FRAMES) for start in starts]
+
+
+def unit(x):
+    return torch.nn.functional.normalize(x.detach(), dim=-1).numpy().astype(np.float16).astype(np.float64)
+
+
+def encoded_windows(root, student, settings, video_ids):
+    """video_id -> per window, branch -> (F, D) float64; the teacher among the branches."""
+    features = open_collection(str(root)).features()
+    found = {}
+    for video in features.read_videos(features.complete()):
+        for start, stop in windows_of(video, settings) if video.video_id in video_ids else ():
+            inputs = torch.from_numpy(normalize(sample_uniform(video.student[start:stop], MAX_FRAMES)))[None]
+            encoded = student.encode_frames(inputs, torch.ones(inputs.shape[:2]))
+            frames = video.teacher[start:stop].astype(np.float64)
+            window = {branch: unit(encoded[branch][0]) for branch in WEIGHTS}
+            window["teacher"] = frames / np.linalg.norm(frames, axis=1, keepdims=True)
+            found.setdefault(video.video_id, []).append(window)
+    return found
+
+
+def query_vectors(root, student, prefix):
+    """query_id -> branch -> unit vector, float64; the teacher among the branches."""
+    features = open_collection(str(root)).features()
+    found = {}
+    for query in features.read_queries(features.queries()):
+        tokens = torch.from_numpy(normalize(query.tokens[:5]))[None]
+        vectors = {
+            b: x[0].detach().double() for b, x in student.encode_queries(tokens, torch.ones(1, tokens.shape[1])).items()
+        }
+        vectors["teacher"] = torch.from_numpy(query.teacher.astype(np.float64))
+        if query.query_id.startswith(prefix):
+            found[query.query_id] = {b: (x / x.norm()).numpy() for b, x in vectors.items()}
+    return dict(sorted(found.items()))
+
+
+def plain_scores(windows, queries, weights):
+    """(Q, V) float64: per window the weighted maxima, per video its best window."""
+    scores_QV = np.full((len(queries), len(windows)), -np.inf)
+    for q, vectors in enumerate(queries.values()):
+        for v, of_video in enumerate(windows.values()):
+            for window in of_video:
+                value = sum(w * (window[branch] @ vectors[branch]).max() for branch, w in weights.items())
+                scores_QV[q, v] = max(scores_QV[q, v], value)
+    return scores_QV
+
+
+ROWS = {
+    "teacher": {"teacher": 1},
+    "inheritance": {"inheritance": 1},
+    "exploration": {"exploration": 1},
+    "fused": WEIGHTS,
+    "teacher+student": {"inheritance": 0.35, "exploration": 0.15, "teacher": 0.5},
+}
+
+
+@pytest.mark.parametrize("windowing", [IndexSettings(), CUT])
+def test_all_rows_equal_plain_float64_scores(world, local_ray, windowing):
+    root, student, relevant = world
+    found = evaluate(EvaluateSettings(mode="fast"), windowing, root=str(root), run="run", split="test")
+    windows, queries = encoded_windows(root, student, windowing, VIDEOS), query_vectors(root, student, "q")
+    columns = [[list(windows).index(video_id) for video_id in relevant[query_id]] for query_id in queries]
+    expected = {row: ranks(plain_scores(windows, queries, weights), columns) for row, weights in ROWS.items()}
+    assert found["rows"] == {row: pytest.approx(summarize(of_row), abs=1e-9) for row, of_row in expected.items()}
+    assert found["queries"] == 40
+    assert found["excluded"] == 1
+    stored = root / "runs/run/evaluations"
+    assert json.loads((stored / "test-held-out.json").read_text())["rows"] == found["rows"]
+    table = pq.read_table(stored / "test-held-out.parquet").to_pylist()
+    assert len(table) == 5 * 40
+    fused = {row["query_id"]: row["ranks"] for row in table if row["row"] == "fused"}
+    assert fused == dict(zip(queries, [r.tolist() for r in expected["fused"]], strict=True))
+
+
+def test_ratios_and_moments_are_reported(world, local_ray):
+    root, _, _ = world
+    found = evaluate(EvaluateSettings(), IndexSettings(), root=str(root), run="run", split="test")
+    assert sum(group["queries"] for group in found["by_ratio"].values()) == 40
+    assert set(found["moments"]) == {"r1_iou0.3", "r1_iou0.5", "r1_iou0.7"}
+    assert found["moments"]["r1_iou0.3"] >= found["moments"]["r1_iou0.7"]
+
+
+def test_a_student_below_its_teacher_is_said_to_be(world, local_ray):
+    root, _, _ = world
+    found = evaluate(EvaluateSettings(), IndexSettings(), root=str(root), run="run", split="test")
+    is_below = found["rows"]["fused"]["sumr"] < found["rows"]["teacher"]["sumr"]
+    assert ("warning" in found) == is_below
+
+
+def test_chosen_weights_are_the_best_of_the_grid_on_the_validation_split(world, local_ray):
+    root, student, _ = world
+    settings = EvaluateSettings(choose_weights=True)
+    found = evaluate(settings, IndexSettings(), root=str(root), run="run", split="test")
+    windows = encoded_windows(root, student, IndexSettings(), {f"w{i}" for i in range(6)})
+    queries = query_vectors(root, student, "p")
+    columns = [[list(windows).index(f"w{query_id[1:]}")] for query_id in queries]
+
+    def sumr(share):
+        weights = {"inheritance": share, "exploration": 1 - share}
+        return summarize(ranks(plain_scores(windows, queries, weights), columns))["sumr"]
+
+    assert sumr(found["weights"]["inheritance"]) == max(sumr(step / 20) for step in range(21))
+    assert sum(found["weights"].values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("ask", "match"),
+    [
+        ({"split": "val"}, "use --protocol paper"),
+        ({"settings": EvaluateSettings(protocol="paper")}, "train with --train.validation_split test"),
+        ({"split": "nothing"}, "no video with features"),
+        ({"run": "nobody"}, "no run at"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused(world, local_ray, ask, match):
+    root, _, _ = world
+    settings = ask.get("settings", EvaluateSettings())
+    with pytest.raises(ValueError, match=match) as refusal:
+        evaluate(settings, IndexSettings(), root=str(root), run=ask.get("run", "run"), split=ask.get("split", "test"))
+    assert "\n" not in str(refusal.value)  # no traceback of a worker
