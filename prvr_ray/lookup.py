@@ -133,8 +133,10 @@ def open_lookup(collection: Collection, index: str, moment_threshold: float = 0.
         moment_threshold: as `score.moment_threshold`.
 
     Raises:
-        ValueError: there is no such index.
+        ValueError: there is no such index, or shards of it are lost: answers would lack videos.
     """
     folder = IndexFolder(collection, index)
-    shards, _ = folder.plan()
+    shards, missing = folder.plan()
+    if missing:
+        raise ValueError(f"{'; '.join(missing)}. Index again: `prvr index` puts what is missing")
     return Lookup(folder, open_run(collection.store.uri, folder.spec()["run"]), shards, moment_threshold)

@@ -20,7 +20,7 @@ from prvr_ray.runs import open_run
 from prvr_ray.schema import pack_times, pack_vectors
 from prvr_ray.stages.student_vectors import WindowEncoder, Windowing
 from prvr_ray.stages.training_data import TrainingData
-from prvr_ray.storage import table_to_bytes
+from prvr_ray.storage import put_json, table_to_bytes
 from prvr_ray.student.training import fit
 
 
@@ -148,6 +148,16 @@ def test_the_command_prints_what_the_api_finds(root, capsys):
 def test_what_is_not_there_is_named(root, call, said):
     with pytest.raises(ValueError, match=said):
         call(root)
+
+
+def test_an_index_with_a_lost_shard_is_refused(root):
+    index = root.store.child("index/main")
+    put_json(index, "written-1.json", {"shard-9.parquet": "test/gone.mp4"})
+    try:
+        with pytest.raises(ValueError, match=r"shard-9.parquet is missing. Index again"):
+            api.search(root, "main", "a text")
+    finally:
+        index.delete("written-1.json")
 
 
 def test_an_unknown_name_lists_the_known_ones():
