@@ -53,6 +53,7 @@ class Pipeline:
         """Work through videos (WORK); returns the number of frames that were put."""
         if not len(work):
             return 0
+        require(self.decoder)
         require(self.encoder)
         tasks = _tasks(work, self.num_decoders)
         packs = _dataset(tasks).map_batches(
@@ -91,8 +92,8 @@ class Pipeline:
                 steps.advance(len(batch))
 
     def _encoder_pool(self, num_tasks: int) -> ActorPoolStrategy:
-        least, most = self.num_encoders
-        return ActorPoolStrategy(min_size=least, max_size=most, initial_size=pool_size(least, most, num_tasks))
+        """A fixed size: Ray Data shrinks a pool that may shrink to the GPUs that stand, before more of them come."""
+        return ActorPoolStrategy(size=pool_size(*self.num_encoders, num_tasks))
 
 
 def plan_pipeline(settings: IngestSettings, encoders: list[EncoderSpec]) -> Pipeline:

@@ -72,9 +72,9 @@ def require(worker: Worker, count: int = 1) -> None:
 def pool_size(least: int, most: int, num_items: int, items_per_worker: int = 1) -> int:
     """How many actors to ask for at the start: from the work that there is, not from the nodes of this moment.
 
-    Ray Data grows a pool only while its nodes stand already: one that begins with a single actor on a cluster that
-    scales up from zero stays with it. A pool that asks for all its actors makes the autoscaler bring their nodes, and
-    works with those that have come so far.
+    Give it to Ray Data as a fixed size: a pool that may be smaller is cut down to the nodes that stand, so on a cluster
+    that scales up from none it stays with one actor. A fixed pool makes the autoscaler bring its nodes, and works with
+    those that have come so far.
 
     Returns:
         One actor for every items_per_worker items, but at least `least` and at most `most`.

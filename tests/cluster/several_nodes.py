@@ -42,9 +42,20 @@ class Nodes:
         """End a node suddenly, as a cloud does."""
         self._cluster.remove_node(node, allow_graceful=False)
 
-    def has(self, actor: str, node: Any) -> bool:
-        """Whether an actor of that class lives on a node."""
-        return any((place.name, place.node_id) == (actor, node.node_id) and place.is_alive for place in self.actors())
+    def clear(self) -> None:
+        """End all nodes but the head."""
+        for node in list(self._cluster.worker_nodes):
+            self._cluster.remove_node(node)
+
+    def busy(self) -> Any | None:
+        """A living node with a CPU in use."""
+        free = self._cluster.global_state.available_resources_per_node()
+        return next((node for node in self._cluster.worker_nodes if free.get(node.node_id, {}).get("CPU", 0) < 1), None)
+
+    def with_actor(self, name: str) -> Any | None:
+        """A living node where an actor of that class lives."""
+        alive = {place.node_id for place in self.actors() if place.name == name and place.is_alive}
+        return next((node for node in self._cluster.worker_nodes if node.node_id in alive), None)
 
     def actors(self) -> list[Place]:
         """All actors of the cluster so far, the dead included, that have come to a node."""
@@ -57,7 +68,12 @@ class Nodes:
 
 @contextlib.contextmanager
 def several_nodes() -> Iterator[Nodes]:
-    head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES}
+    head = {
+        "num_cpus": 0,
+        "include_dashboard": False,
+        "object_store_memory": STORE_BYTES,
+        "_system_config": {"health_check_period_ms": 1000},  # a dead node is noticed after some seconds, not twenty
+    }
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         yield Nodes(cluster)

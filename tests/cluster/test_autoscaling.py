@@ -1,5 +1,6 @@
 """Autoscaling for real, with fake nodes of cluster/aws.yaml's types: from none to several and back to none."""
 
+import subprocess
 import time
 from collections import Counter
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from clusters import STORE_BYTES, Head, running_head
+from clusters import BIN, STORE_BYTES, Head, running_head
 from ray._raylet import GcsClient
 from ray.autoscaler._private.util import prepare_config
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply, NodeStatus
@@ -20,7 +21,7 @@ from prvr_ray.collection import open_collection
 AWS = Path(__file__).parents[2] / "cluster/aws.yaml"
 MOST_NODES = 2  # of one type
 IDLE_S = 6.0
-NUM_VIDEOS = 24
+NUM_VIDEOS = 40
 
 
 def shrunken_aws() -> dict[str, Any]:
@@ -57,7 +58,7 @@ def test_nodes_come_for_ingest_share_its_work_and_go(head, tmp_path):
     seen: dict[str, str] = {}
     command = [
         "ingest", "--videos", str(videos), "--root", str(root), "--address", head.address,
-        "--encoder", random_encoder(tmp_path / "encoder"),
+        "--encoder", random_encoder(tmp_path / "encoder"), "--ingest.batch_frames", "3",
         "--ingest.num_decoders", "2", "--ingest.decoder_cpus", "1", "--ingest.decoder_labels", '{"pool": "decode"}',
         "--ingest.max_encoders", "2", "--ingest.encoder_cpus", "0.5", "--ingest.encoder_gpus", "1",
         "--ingest.encoder_labels", '{"pool": "gpu"}',
@@ -77,6 +78,26 @@ def test_nodes_come_for_ingest_share_its_work_and_go(head, tmp_path):
     assert {seen[node] for node in worked["DecodeVideos"]} == {"decode"}
     assert {seen[node] for node in worked["EncodePacks"]} <= {"gpu-spot", "gpu-on-demand"}
     wait_until_no_nodes(head)
+
+
+@pytest.mark.parametrize(
+    ("options", "missing"),
+    [
+        (["--ingest.encoder_gpus", "4"], "no node has 4 GPU"),
+        (["--ingest.decoder_labels", '{"pool": "moon"}'], "no node has the labels {'pool': 'moon'}"),
+    ],
+)
+def test_what_no_node_type_has_is_refused_within_a_minute(head, tmp_path, options, missing):
+    command = [
+        BIN / "prvr", "ingest", "--videos", render_videos(tmp_path / "videos", 1), "--root", tmp_path / "root",
+        "--address", head.address, "--encoder", random_encoder(tmp_path / "encoder"), *options,
+    ]  # fmt: skip
+    begun = time.monotonic()
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert time.monotonic() - begun < 60
+    assert refused.returncode == 2
+    assert missing in refused.stderr
+    assert "no node type of its autoscaler does" in refused.stderr
 
 
 def nodes_of_tasks(head: Head) -> dict[str, Counter]:
