@@ -17,8 +17,8 @@ _STATES = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "faile
 class Sampler:
     """Suggests points and learns from trials, those of an interrupted study included.
 
-    What trial n gets depends on the seed, on n and on what is known by then, not on what this process drew before: a
-    study that resumes goes on, and does not draw its first points again.
+    What a trial gets depends on the seed, on its name and on what is known by then, not on what this process drew
+    before: a study that resumes goes on, and does not draw its first points again.
 
     Args:
         space: the settings to vary.
@@ -30,29 +30,29 @@ class Sampler:
     def __init__(self, space: Space, method: Method, seed: int, known: list[Trial]) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._space, self._method, self._seed = space, method, seed
-        self._asked: dict[int, optuna.trial.Trial] = {}
+        self._asked: dict[str, optuna.trial.Trial] = {}
         self._study = optuna.create_study(direction="maximize")
         for trial in known:
-            self.take(trial.number, trial.point)
+            self.take(trial.name, trial.point)
             self.tell(trial)
 
-    def suggest(self, number: int) -> Point:
+    def suggest(self, name: str) -> Point:
         """The point for a trial."""
-        seed = random.Random(f"{self._seed}/{number}").randrange(2**32)
+        seed = random.Random(f"{self._seed}/{name}").randrange(2**32)
         self._study.sampler = _optuna_sampler(self._method, seed)
-        self._asked[number] = self._study.ask(self._space)
-        return self._asked[number].params
+        self._asked[name] = self._study.ask(self._space)
+        return self._asked[name].params
 
-    def take(self, number: int, point: Point) -> Point:
+    def take(self, name: str, point: Point) -> Point:
         """Give a trial a point of the user's; one outside the space runs too, but teaches nothing about it."""
         if contains(self._space, point):
             self._study.enqueue_trial(point)
-            self._asked[number] = self._study.ask(self._space)
+            self._asked[name] = self._study.ask(self._space)
         return point
 
     def tell(self, trial: Trial) -> None:
         """Learn how a trial ended. One that was stopped ranks by how far it came, then by its figure there."""
-        asked = self._asked.pop(trial.number, None)
+        asked = self._asked.pop(trial.name, None)
         if asked is None:
             return
         for epoch, sumr in trial.curve.items():

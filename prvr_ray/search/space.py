@@ -22,16 +22,26 @@ Rules = dict[str, dict[str, list[Any]]]
 Space = dict[str, BaseDistribution]
 Point = dict[str, Any]
 
-_SECTIONS = ("student", "train")
-# A study fixes these: the seed belongs to the proof, the epochs to the scheduler, the workers to the machines.
-_FIXED = {"train.seed", "train.num_epochs", "train.num_workers"}
+# Not for a search: what the proof repeats (seed), what the scheduler spends (epochs), data, and machines.
+_FIXED = {
+    "student": set[str](),
+    "train": {
+        *("seed", "num_epochs", "patience", "train_split", "validation_split"),
+        *("num_workers", "min_workers", "worker_cpus", "worker_gpus", "max_failures"),
+        *("videos_per_pass", "checkpoint_steps", "cache_folder"),
+    },
+}
 _PERTURBATIONS = (0.8, 1.2)  # factors of population based training, as in arXiv 1711.09846
 
 
 def searchable() -> list[str]:
     """The settings that a space may name."""
-    paths = [f"{section}.{field}" for section in _SECTIONS for field in SECTIONS[section].model_fields]
-    return [path for path in paths if path not in _FIXED]
+    return [
+        f"{section}.{field}"
+        for section, fixed in _FIXED.items()
+        for field in SECTIONS[section].model_fields
+        if field not in fixed
+    ]
 
 
 def parse_space(rules: Rules, base: Config) -> Space:

@@ -31,6 +31,11 @@ class Difference:
         """Whether the whole interval lies above zero."""
         return self.low is not None and self.low > 0
 
+    @property
+    def is_loss(self) -> bool:
+        """Whether the whole interval lies below zero."""
+        return self.high is not None and self.high < 0
+
 
 def spread(values: list[float]) -> Spread | None:
     """Mean and sample standard deviation (n - 1); None without a value."""

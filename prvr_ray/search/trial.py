@@ -14,7 +14,7 @@ class Trial:
     """One trial that will not run again.
 
     Attributes:
-        number: from 0; trial 0 is the base configuration.
+        name: of its folder. Trials of a search are numbered, 0000 is the base configuration.
         point: the values that the space varied.
         state: finished; stopped early by the scheduler; failed, with a reason.
         curve: epoch, from 1 -> validation SumR. Empty where it failed before its first epoch.
@@ -22,7 +22,7 @@ class Trial:
         outcome: what the objective returned, such as the checkpoint's path; empty unless it finished.
     """
 
-    number: int
+    name: str
     point: Point
     state: State
     curve: dict[int, float]
@@ -37,7 +37,8 @@ class Trial:
 
     def to_json(self) -> dict[str, Any]:
         """The record as JSON values; epochs become strings, as JSON has it."""
-        return {**dataclasses.asdict(self), "best": self.best}
+        curve = {str(epoch): sumr for epoch, sumr in self.curve.items()}
+        return {**dataclasses.asdict(self), "curve": curve, "best": self.best}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Trial":

@@ -24,14 +24,14 @@ def figure(point: Point) -> float:
     return -abs(math.log10(point["train.lr"]) + 3) - 0.1 * abs(point["train.margin"] - 0.2) / 0.3
 
 
-def finished(number: int, point: Point) -> Trial:
-    return Trial(number, point, "finished", {1: figure(point) - 1, 2: figure(point)}, 1.0)
+def finished(name: str, point: Point) -> Trial:
+    return Trial(name, point, "finished", {1: figure(point) - 1, 2: figure(point)}, 1.0)
 
 
 def searched(method: str, seed: int, num_trials: int) -> list[Trial]:
     sampler, trials = Sampler(SPACE, method, seed, []), []
     for number in range(num_trials):
-        trials.append(finished(number, sampler.suggest(number)))
+        trials.append(finished(f"{number:04d}", sampler.suggest(f"{number:04d}")))
         sampler.tell(trials[-1])
     return trials
 
@@ -51,8 +51,8 @@ def test_an_interrupted_search_goes_on_where_it_was(method: str) -> None:
         resumed = Sampler(SPACE, method, 5, whole[:cut])
         points = []
         for number in range(cut, 16):
-            points.append(resumed.suggest(number))
-            resumed.tell(finished(number, points[-1]))
+            points.append(resumed.suggest(f"{number:04d}"))
+            resumed.tell(finished(f"{number:04d}", points[-1]))
         assert points == [trial.point for trial in whole[cut:]]
 
 
@@ -67,19 +67,19 @@ def test_tpe_comes_nearer_than_random_points() -> None:
 def test_a_users_point_outside_the_space_is_kept_but_not_learned() -> None:
     sampler = Sampler(SPACE, "tpe", 0, [])
     outside = {"train.lr": 0.5, "train.margin": 0.2, "train.hard_pool_size": 7}
-    assert sampler.take(0, outside) == outside
-    sampler.tell(finished(0, outside))
-    assert contains(SPACE, sampler.suggest(1))
+    assert sampler.take("0000", outside) == outside
+    sampler.tell(finished("0000", outside))
+    assert contains(SPACE, sampler.suggest("0001"))
 
 
 def test_stopped_and_failed_trials_are_learned_too() -> None:
     sampler = Sampler(SPACE, "tpe", 0, [])
     for number in range(15):
-        point = sampler.suggest(number)
+        point = sampler.suggest(str(number))
         state = ("finished", "stopped", "failed")[number % 3]
         curve = {} if state == "failed" else {1: figure(point)}
-        sampler.tell(Trial(number, point, state, curve, 1.0))
-    assert contains(SPACE, sampler.suggest(15))
+        sampler.tell(Trial(str(number), point, state, curve, 1.0))
+    assert contains(SPACE, sampler.suggest("15"))
 
 
 def test_importance_ranks_what_the_figure_depends_on() -> None:
@@ -96,6 +96,6 @@ def test_importance_of_too_little_is_nothing() -> None:
 
 
 def test_a_trial_survives_json() -> None:
-    trial = Trial(3, {"train.lr": 1e-3}, "stopped", {1: 10.0, 2: 12.5}, 4.5, "why", {"checkpoint": "x"})
+    trial = Trial("0003", {"train.lr": 1e-3}, "stopped", {1: 10.0, 2: 12.5}, 4.5, "why", {"checkpoint": "x"})
     assert Trial.from_json(trial.to_json()) == trial
     assert trial.best == 12.5

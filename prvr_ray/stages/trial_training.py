@@ -1,0 +1,130 @@
+"""What a trial of `prvr tune` and `prvr ablate` does: train one configuration on the node's feature cache.
+
+A trial's folder is a run's folder (`prvr_ray.runs`), so its checkpoint serves like any other and an interrupted trial
+goes on from there. A trial of several workers starts them with Ray Train.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from prvr_ray.config import Config, TrainSettings
+from prvr_ray.runs import Metrics, RunFolder
+from prvr_ray.search.space import apply_point
+from prvr_ray.stages.resources import Worker, require
+from prvr_ray.stages.train import Job, run_workers, worker_of
+from prvr_ray.stages.training_data import TrainingData
+from prvr_ray.stages.trials import Report, figures
+from prvr_ray.storage import open_store
+from prvr_ray.student.batching import BatchReader
+from prvr_ray.student.checkpoints import TrainingState
+from prvr_ray.student.exchange import Exchange
+from prvr_ray.student.training import fit
+from prvr_ray.student.validation import Validation
+
+_COORDINATOR = Worker("trial", cpus=0.0, memory=2**29)  # of a trial of several workers: it only waits for them
+
+
+@dataclass(frozen=True)
+class Training:
+    """The objective of a real study.
+
+    test_split: where the best epoch is measured at the end, as `test` of the outcome; None: nowhere.
+    """
+
+    data: TrainingData
+    test_split: str | None = None
+
+    def __call__(self, config: Config, folder: str, report: Report) -> dict[str, Any]:
+        run = RunFolder(open_store(folder))
+        for metrics in run.metrics():
+            report(*_progress(metrics))
+        if config.train.num_workers > 1:
+            run_workers(Job(config, self.data, run), callbacks=[_ToTune()])
+        else:
+            self._train_here(config, run, report)
+        best = run.best()
+        outcome = {"checkpoint": f"{folder}/{best['weights']}"}
+        return outcome | ({"test": self._test(config, run)} if self.test_split else {})
+
+    def _train_here(self, config: Config, run: RunFolder, report: Report) -> None:
+        def on_epoch(metrics: Metrics, state: TrainingState) -> None:
+            run.put_epoch(metrics, state)
+            report(*_progress(metrics))
+
+        torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
+        checkpoint = run.latest_checkpoint()
+        fit(
+            *self.data.open_caches(config),
+            config.student,
+            config.train,
+            on_epoch=on_epoch,
+            resume=run.store.get(checkpoint) if checkpoint else None,
+            device=_device(),
+        )
+
+    def _test(self, config: Config, run: RunFolder) -> float:
+        """SumR of the best epoch, both branches fused."""
+        _, cache = self.data.open_caches(apply_point(config, {"train.validation_split": self.test_split}))
+        evaluation = Validation(BatchReader(cache, device=_device()), config.student, Exchange())
+        return evaluation.student(run.load_student().to(_device()))["fused"]["sumr"]
+
+
+def check_splits(data: TrainingData, config: Config) -> str | None:
+    """Check the splits before anything is trained; the split to report once, None where it has nothing.
+
+    Raises:
+        ValueError: nothing to train or to validate on.
+    """
+    data.select(config.train.train_split, only_captioned=True)
+    data.select(config.train.validation_split, only_captioned=False)
+    queries = data.feature_set().collection.queries(config.tune.test_split)
+    return config.tune.test_split if len(queries) else None
+
+
+def trial_worker(config: Config) -> tuple[Worker, int]:
+    """What one trial occupies, and how many may run at a time (0: as many as there is room for).
+
+    A trial of several workers holds no CPU itself. No more of them start than their workers have room for together:
+    groups of which none is whole would wait for each other for ever.
+
+    Raises:
+        ValueError: no node can give it.
+    """
+    settings = config.tune
+    if config.train.num_workers == 1:
+        worker = Worker("trial", settings.trial_cpus, settings.trial_gpus)
+        require(worker)
+        return worker, settings.max_concurrent
+    if settings.scheduler == "pbt":
+        raise ValueError("tune.scheduler=pbt needs trials of one process; set train.num_workers to 1")
+    worker = worker_of(config.train)
+    require(worker, config.train.num_workers)
+    return _COORDINATOR, _groups(worker, config.train, settings.max_concurrent)
+
+
+def _groups(worker: Worker, settings: TrainSettings, most: int) -> int:
+    total = ray.cluster_resources()
+    room = min(
+        int(total.get(name, 0) / (amount * settings.num_workers) + 1e-9) for name, amount in worker.bundle.items()
+    )
+    return max(1, min(room, most or room))
+
+
+class _ToTune(TuneReportCallback):
+    """Hands the epochs of a group of workers to the trial that started it."""
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        super().after_report(run_context, [figures(*_progress(metrics[0]))], None)
+
+
+def _progress(metrics: Metrics) -> tuple[int, float]:
+    """Epochs done, and the validation SumR after them."""
+    return int(metrics["epoch"]) + 1, metrics["fused/sumr"]
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"

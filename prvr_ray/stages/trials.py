@@ -1,0 +1,260 @@
+"""Runs trials with Ray Tune and keeps a record of each in storage (`prvr_ray.stages.trial_folder`).
+
+Ray Tune's own files are thrown away: whoever resumes reads the records, and nothing is unpickled. Which points are
+tried, and what the figures mean, is for `prvr_ray.search` and the stages that use this one.
+"""
+
+import contextlib
+import logging
+import os
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from ray import tune
+from ray.tune.experiment import Trial as RayTrial
+from ray.tune.schedulers import FIFOScheduler, PopulationBasedTraining, TrialScheduler
+from ray.tune.search import Searcher
+
+from prvr_ray.config import Config
+from prvr_ray.search.space import Point, apply_point
+from prvr_ray.search.trial import Trial
+from prvr_ray.stages.progress import Steps
+from prvr_ray.stages.resources import Worker
+from prvr_ray.stages.trial_folder import TrialFolder, adopt
+from prvr_ray.storage import open_store
+
+Report = Callable[[int, float], None]  # epoch, from 1, and its validation SumR
+
+_LOST_WORKERS = 2  # a trial starts again after its process died, this often
+_POINTER = "folder.txt"  # all that our Ray checkpoints hold: whose folder to go on from
+_TUNE_SETTINGS = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # CSV, JSON and TensorBoard files that nobody reads
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command: what stands in storage is enough to go on
+}
+
+
+class Objective(Protocol):
+    """Trains one configuration. Travels to other processes, so it holds plain values."""
+
+    def __call__(self, config: Config, folder: str, report: Report) -> dict[str, Any]:
+        """Train, call `report` after every epoch, and return what the record shall hold, as JSON values.
+
+        Args:
+            folder: URI of the trial's own folder. What an earlier attempt left there is gone on from.
+            report: does not return if the trial is to stop. Epochs that an earlier attempt did are reported again.
+        """
+
+
+def run_trials(
+    objective: Objective,
+    *,
+    base: Config,
+    folder: TrialFolder,
+    names: list[str],
+    suggest: Callable[[str], Point],
+    worker: Worker,
+    steps: Steps,
+    scheduler: TrialScheduler | None = None,
+    max_concurrent: int = 0,
+    on_end: Callable[[Trial], None] = lambda trial: None,
+) -> None:
+    """Run trials until each has its record.
+
+    Args:
+        objective: what a trial does.
+        base: the configuration that points are put into.
+        folder: where records stand.
+        names: the trials to run, in this order.
+        suggest: name -> point, called when there is room for the trial; of a population, for all at once.
+        worker: what one trial occupies.
+        steps: told of every trial that ends.
+        scheduler: stops trials early, or trains a population; None: all are trained to their end.
+        max_concurrent: trials at a time; 0: as many as there is room for.
+        on_end: called after a record is put.
+
+    Raises:
+        RuntimeError: a trial has no record, for storage refused it.
+    """
+    if not names:
+        return
+    os.environ.update(_TUNE_SETTINGS)
+    for name in ("analysis.experiment_analysis", "execution.tune_controller"):
+        # The first misses the loggers' files; the second prints a traceback of each lost process: records have both.
+        logging.getLogger(f"ray.tune.{name}").setLevel(logging.CRITICAL)
+    recorder = _Recorder(folder, base, steps, on_end)
+    is_population = isinstance(scheduler, PopulationBasedTraining)
+    one = tune.with_parameters(_train_one, objective=objective, base=base, folder=folder, is_population=is_population)
+    with _scratch(folder, is_population) as scratch:
+        tune.Tuner(
+            tune.with_resources(one, tune.PlacementGroupFactory([worker.bundle])),
+            **_population(names, suggest) if is_population else {},
+            tune_config=tune.TuneConfig(
+                search_alg=None if is_population else _Suggestions(names, suggest),
+                scheduler=scheduler or FIFOScheduler(),
+                num_samples=1 if is_population else len(names),
+                max_concurrent_trials=max_concurrent or None,
+                reuse_actors=True,
+                trial_name_creator=_name,
+                trial_dirname_creator=_name,
+            ),
+            run_config=tune.RunConfig(
+                storage_path=scratch,
+                callbacks=[recorder],
+                failure_config=tune.FailureConfig(max_failures=_LOST_WORKERS),
+                verbose=0,
+            ),
+        ).fit()
+    missing = sorted(set(names) - recorder.ended)
+    if missing:
+        raise RuntimeError(f"{folder.store.uri} took no record of trials {missing}; the same command tries them again")
+
+
+def _population(names: list[str], suggest: Callable[[str], Point]) -> dict[str, Any]:
+    """Ray Tune trains a population only where it knows all members at once."""
+    return {"param_space": {"trial": tune.grid_search([{"name": name, "point": suggest(name)} for name in names])}}
+
+
+@contextlib.contextmanager
+def _scratch(folder: TrialFolder, is_population: bool) -> Iterator[str]:
+    """Where Ray Tune keeps its own files meanwhile: in storage, where the nodes of a population share pointers."""
+    if not is_population:
+        with tempfile.TemporaryDirectory(prefix="prvr-tune-") as path:
+            yield path
+        return
+    store = folder.store.child("population")
+    try:
+        yield store.uri
+    finally:
+        for item in store.list():
+            store.delete(item.key)
+
+
+def figures(epoch: int, sumr: float) -> dict[str, Any]:
+    """One report of a trial, as schedulers and the recorder read it."""
+    return {"epoch": epoch, "sumr": sumr}
+
+
+def _train_one(
+    values: dict[str, Any], *, objective: Objective, base: Config, folder: TrialFolder, is_population: bool
+) -> None:
+    """One trial, in its own process."""
+    mine = folder.uri(tune.get_context().get_trial_name())
+    last = float("nan")
+    _take_over(mine)
+
+    def report(epoch: int, sumr: float) -> None:
+        nonlocal last
+        last = sumr
+        with tempfile.TemporaryDirectory() as scratch:
+            Path(scratch, _POINTER).write_text(mine)
+            checkpoint = tune.Checkpoint.from_directory(scratch) if is_population else None
+            tune.report(figures(epoch, sumr), checkpoint=checkpoint)
+
+    # Any error of one configuration is a finding about it: a record with its reason, and the study goes on.
+    try:
+        config = apply_point(base, values["trial"]["point"])
+        end: dict[str, Any] = {"outcome": objective(config, mine, report)}
+    except Exception as error:
+        end = {"failure": f"{type(error).__name__}: {error}"}
+    tune.report({"sumr": last, **end})  # no epoch: schedulers leave this one alone
+
+
+def _take_over(mine: str) -> None:
+    """Where the population has told this trial to imitate another, put that one's files in place of its own."""
+    checkpoint = tune.get_checkpoint()
+    if checkpoint is None:
+        return
+    with checkpoint.as_directory() as path:
+        theirs = Path(path, _POINTER).read_text()
+    if theirs != mine:
+        adopt(open_store(theirs), open_store(mine))
+
+
+def _name(trial: RayTrial) -> str:
+    return trial.config["trial"]["name"]
+
+
+class _Unsaved:
+    """Ray Tune saves its driver's state now and then; ours stands in storage."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _Suggestions(_Unsaved, Searcher):
+    """The points of the trials to run, asked for when there is room."""
+
+    def __init__(self, names: list[str], suggest: Callable[[str], Point]) -> None:
+        super().__init__()
+        self._names, self._suggest = iter(names), suggest
+
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        name = next(self._names)  # Ray asks for exactly num_samples trials
+        return {"trial": {"name": name, "point": self._suggest(name)}}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Nothing: the recorder tells."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save."""
+
+
+class _Recorder(_Unsaved, tune.Callback):
+    """Puts a record of every trial, and shows how the study stands."""
+
+    def __init__(self, folder: TrialFolder, base: Config, steps: Steps, on_end: Callable[[Trial], None]) -> None:
+        self._folder, self._base, self._steps, self._on_end = folder, base, steps, on_end
+        self._curves: dict[str, dict[int, float]] = {}  # of the trials that run
+        self._begun: dict[str, float] = {}
+        self._states: Counter[str] = Counter()
+        self._best: tuple[float, str] = (-1.0, "")
+        self.ended: set[str] = set()
+
+    def on_trial_start(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
+        name = str(trial)
+        self._folder.put_start(name, apply_point(self._base, trial.config["trial"]["point"]))
+        self._curves.setdefault(name, {})
+        self._begun.setdefault(name, time.monotonic())
+
+    def on_trial_result(
+        self, iteration: int, trials: list[RayTrial], trial: RayTrial, result: dict[str, Any], **info: Any
+    ) -> None:
+        if "epoch" in result:
+            self._curves[str(trial)][result["epoch"]] = result["sumr"]
+            self._best = max(self._best, (result["sumr"], str(trial)))
+            self._steps.advance(0, self._note())
+
+    def on_trial_complete(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
+        last = trial.last_result
+        if "outcome" in last:
+            self._end(trial, state="finished", outcome=last["outcome"])
+        elif "failure" in last:
+            self._end(trial, state="failed", reason=last["failure"])
+        else:
+            self._end(trial, state="stopped")
+
+    def on_trial_error(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
+        error = str(trial.get_error() or "no reason known").strip().splitlines()[-1]
+        self._end(trial, state="failed", reason=f"its process was lost {_LOST_WORKERS + 1} times: {error}")
+
+    def _end(self, trial: RayTrial, **ending: Any) -> None:
+        name = str(trial)
+        seconds = time.monotonic() - self._begun.pop(name)
+        point = trial.config["trial"]["point"]
+        ended = Trial(name, point, curve=self._curves.pop(name), seconds=seconds, **ending)
+        self._folder.put_end(ended)
+        self.ended.add(name)
+        self._states[ended.state] += 1
+        self._on_end(ended)
+        self._steps.advance(1, self._note())
+
+    def _note(self) -> str:
+        best = f", best SumR {self._best[0]:.1f} ({self._best[1]})" if self._best[1] else ""
+        ended = "".join(f", {count} {state}" for state, count in sorted(self._states.items()))
+        return f"{len(self._curves)} running{ended}{best}"

@@ -1,0 +1,235 @@
+"""A study searches, records, stops, survives kills and proves, on learning curves that are formulas."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray.cloudpickle
+import yaml
+
+from benchmarks.learning_curves import SPACE, LearningCurve, final_sumr
+from prvr_ray.config import Config, resolve
+from prvr_ray.search.space import apply_point
+from prvr_ray.search.trial import Trial
+from prvr_ray.stages.resources import Worker
+from prvr_ray.stages.study import Runner, conclude, declare, open_study, prove, search, seeds
+from prvr_ray.stages.trials import Report
+from prvr_ray.storage import get_json, open_store, put_json
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
+
+EPOCHS = 9
+ONE_CPU = Worker("trial", 1.0)
+
+
+def base_of(**tune: Any) -> Config:
+    settings = {"num_trials": 8, "grace_epochs": 1, "num_seeds": 3, "confirm_top": 1, "space": SPACE, **tune}
+    return resolve({"train": {"num_epochs": EPOCHS}, "tune": settings})
+
+
+def studied(root: Path, base: Config, objective: Any) -> tuple[dict[str, Trial], dict[str, Any]]:
+    store = open_study(str(root), "study")
+    declare(store, base)
+    runner = Runner(base, objective, ONE_CPU)
+    trials = search(store, runner)
+    return trials, conclude(store, base, trials, prove(store, runner, trials))
+
+
+@dataclass(frozen=True)
+class Remembering:
+    """A learning curve that keeps its epochs in the trial's folder and goes on from there.
+
+    Every epoch that it trains is a line of `log`. Trials in `deadly` kill their process at their second epoch: once, or
+    always.
+    """
+
+    log: str
+    epoch_s: float = 0.0
+    deadly: tuple[str, ...] = ()
+    always: bool = False
+
+    def __call__(self, config: Config, folder: str, report: Report) -> dict[str, Any]:
+        store, name = open_store(folder), Path(folder).name
+        try:
+            curve = get_json(store, "curve.json")
+        except FileNotFoundError:
+            curve = []
+        for epoch, sumr in enumerate(curve, 1):
+            report(epoch, sumr)
+        for epoch in range(len(curve) + 1, config.train.num_epochs + 1):
+            if name in self.deadly and epoch == 2 and (store.put_if_absent("died", b"once") or self.always):
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(self.epoch_s)
+            curve.append(final_sumr(config) * epoch / config.train.num_epochs)
+            with open(self.log, "a") as log:
+                log.write(f"{name} {epoch}\n")
+            put_json(store, "curve.json", curve)
+            report(epoch, curve[-1])
+        return {"test": curve[-1]}
+
+
+def test_a_study_records_stops_and_survives_failing_trials(local_ray: None, tmp_path: Path) -> None:
+    base = base_of(points=[{"train.lr": 9e-3}, {"train.lr": 8e-4, "train.margin": 0.15}])
+    trials, summary = studied(tmp_path, base, LearningCurve(fails_above_lr=5e-3))
+
+    assert sorted(trials) == [f"{number:04d}" for number in range(8)]
+    assert apply_point(base, trials["0000"].point) == base
+    assert trials["0001"].state == "failed"
+    assert trials["0001"].reason == "FloatingPointError: triplet is nan at lr 0.009"
+    assert trials["0002"].point["train.margin"] == 0.15
+    assert {trial.state for trial in trials.values()} == {"finished", "stopped", "failed"}
+    for trial in trials.values():
+        length = {"finished": EPOCHS, "failed": 0}.get(trial.state)
+        assert list(trial.curve) == list(range(1, len(trial.curve) + 1))
+        assert length in (None, len(trial.curve))
+        written = resolve(yaml.safe_load((tmp_path / f"tune/study/trials/{trial.name}/config.yaml").read_text()))
+        assert written.train == apply_point(base, trial.point).train
+
+    assert summary == get_json(open_store(tmp_path), "tune/study/summary.json")
+    assert summary["states"]["failed"] >= 1
+    base_row, candidate = summary["proof"]
+    assert (base_row["name"], base_row["validation"]["count"]) == ("base", 3)
+    assert candidate["validation_gain"]["low"] > 0
+    best = resolve(yaml.safe_load((tmp_path / "tune/study/best.yaml").read_text()))
+    assert best.train == apply_point(base, candidate["point"]).train
+    assert final_sumr(best) > final_sumr(base)
+    assert (tmp_path / "tune/study/best.yaml").read_text().startswith(f"# {candidate['name']} beats the base by +")
+
+
+def test_nothing_better_leaves_the_base_and_says_so(local_ray: None, tmp_path: Path) -> None:
+    optimum = {"lr": 8e-4, "margin": 0.15, "distillation_weight": 0.2, "alpha": 0.6, "dropout": 0.3}
+    values = base_of(num_trials=3, scheduler="none").model_dump()
+    base = resolve({**values, "train": {**values["train"], **optimum}})
+    _, summary = studied(tmp_path, base, LearningCurve())
+    assert summary["verdict"].startswith("Nothing beat the base beyond run-to-run spread")
+    assert summary["best"] == {}
+    best = (tmp_path / "tune/study/best.yaml").read_text()
+    assert best.startswith("# Nothing beat the base")
+    assert resolve(yaml.safe_load(best)).train == base.train
+
+
+def test_another_space_or_base_under_the_same_name_is_refused_with_the_difference(tmp_path: Path) -> None:
+    store = open_study(str(tmp_path), "study")
+    declare(store, base_of())
+    declare(store, base_of(num_trials=99, trial_cpus=2.0))
+    with pytest.raises(ValueError, match=r"space.train.margin.uniform is \[0.05, 0.5\] there, \[0.05, 0.4\] here"):
+        declare(store, base_of(space={**SPACE, "train.margin": {"uniform": [0.05, 0.4]}}))
+    with pytest.raises(ValueError, match=r"base.train.num_epochs is 9 there, 10 here"):
+        declare(store, resolve({"train": {"num_epochs": 10}, "tune": base_of().tune.model_dump()}))
+
+
+@pytest.mark.parametrize(
+    ("tune", "message"),
+    [
+        ({"points": [{"train.lr": 1e-3, "train.weight_decay": 0.1}]}, "tune.points names train.weight_decay"),
+        ({"points": [{"train.lr": -1.0}]}, "train.lr=-1.0"),
+        ({"points": [{"train.lr": 1e-3}] * 3, "num_trials": 3}, "no room for the base"),
+        ({"space": {"train.lr": {"uniform": [2, 1]}}}, "is empty"),
+    ],
+)
+def test_unusable_points_are_refused_before_anything_runs(tmp_path: Path, tune: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        search(open_study(str(tmp_path), "study"), Runner(base_of(**tune), LearningCurve(), ONE_CPU))
+
+
+def test_a_trial_whose_process_dies_starts_again_where_it_was_or_is_given_up(local_ray: None, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    base = base_of(num_trials=2, scheduler="none", confirm_top=0)
+    once = search(open_store(tmp_path / "once"), Runner(base, Remembering(str(log), deadly=("0001",)), ONE_CPU))
+    assert once["0001"].state == "finished"
+    assert len(once["0001"].curve) == EPOCHS
+    assert log.read_text().splitlines().count("0001 1") == 1
+    objective = Remembering(str(log), deadly=("0000",), always=True)
+    always = search(open_store(tmp_path / "always"), Runner(base, objective, ONE_CPU))
+    assert always["0000"].state == "failed"
+    assert "process was lost 3 times" in str(always["0000"].reason)
+    assert always["0001"].state == "finished"
+
+
+DRIVER = """
+import sys
+sys.path[:0] = {paths!r}
+import test_study
+from prvr_ray.stages.session import connect
+base = test_study.base_of(num_trials=8, scheduler="none", confirm_top=0)
+with connect():
+    test_study.search(test_study.open_store({root!r}), test_study.Runner(
+        base, test_study.Remembering({log!r}, epoch_s=0.05), test_study.ONE_CPU))
+"""
+
+
+def driver(root: Path, log: Path) -> "subprocess.Popen[bytes]":
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+    code = DRIVER.format(paths=paths, root=str(root), log=str(log))
+    return subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+
+
+def test_after_sigkill_of_the_driver_no_finished_trial_is_repeated(tmp_path: Path) -> None:
+    root, log = tmp_path / "study", tmp_path / "log"
+    first = driver(root, log)
+    ended_before = wait_for_records(root, 3, first)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    logged = log.read_text().splitlines()
+    assert driver(root, log).wait(timeout=120) == 0
+
+    records = sorted(root.glob("trials/*/trial.json"))
+    assert len(records) == 8
+    later = log.read_text().splitlines()[len(logged) :]
+    assert not {line.split()[0] for line in later} & ended_before
+    # Interrupted ones went on: every epoch of every trial was trained once, or twice where the kill fell between
+    # training it and keeping it.
+    lines = log.read_text().splitlines()
+    assert all(1 <= lines.count(f"{n:04d} {epoch}") <= 2 for n in range(8) for epoch in range(1, EPOCHS + 1))
+    assert sum(lines.count(line) > 1 for line in set(lines)) <= 2
+
+
+def wait_for_records(root: Path, count: int, process: "subprocess.Popen[bytes]") -> set[str]:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None:
+        ended = {path.parent.name for path in root.glob("trials/*/trial.json")}
+        if len(ended) >= count:
+            return ended
+        time.sleep(0.02)
+    raise AssertionError(f"no {count} trials ended; the driver's exit code is {process.poll()}")
+
+
+@pytest.mark.slow
+def test_a_population_keeps_improving_from_its_best_members(local_ray: None, tmp_path: Path) -> None:
+    base = base_of(num_trials=6, scheduler="pbt", grace_epochs=2, confirm_top=0)
+    store = open_study(str(tmp_path), "study")
+    trials = search(store, Runner(base, Remembering(str(tmp_path / "log"), epoch_s=0.05), ONE_CPU))
+    assert {trial.state for trial in trials.values()} == {"finished"}
+    assert all(sorted(trial.curve) == list(range(1, EPOCHS + 1)) for trial in trials.values())
+    assert any(apply_point(base, trial.point) != base for trial in trials.values())
+    assert min(trial.best or 0 for trial in trials.values()) > 100  # a bad start has taken over a good one
+    assert not store.list("trials/population")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_the_better_region_is_found_with_every_seed(local_ray: None, tmp_path: Path, seed: int) -> None:
+    base = base_of(num_trials=30, seed=seed, num_seeds=5, confirm_top=2)
+    _, summary = studied(tmp_path, base, LearningCurve())
+    best = apply_point(base, summary["best"])
+    assert final_sumr(best) > final_sumr(base) + 2
+    assert seeds(base) == summary["seeds"]
+
+
+@pytest.mark.slow
+def test_a_study_in_s3_resumes_without_a_repetition(local_ray: None, s3_root: str) -> None:
+    store = open_study(s3_root, "study")
+    declare(store, base_of(num_trials=3))
+    some = search(store, Runner(base_of(num_trials=3), LearningCurve(), ONE_CPU))
+    before = {item.key: item.etag for item in store.list("trials/")}
+    more = search(store, Runner(base_of(num_trials=5), LearningCurve(), ONE_CPU))
+    assert {name: more[name] for name in some} == some
+    assert len(more) == 5
+    after = {item.key: item.etag for item in store.list("trials/")}
+    assert {key: after[key] for key in before} == before
