@@ -133,10 +133,18 @@ def open_lookup(collection: Collection, index: str, moment_threshold: float = 0.
         moment_threshold: as `score.moment_threshold`.
 
     Raises:
-        ValueError: there is no such index, or shards of it are lost: answers would lack videos.
+        ValueError: there is no such index; shards of it are lost, so that answers would lack videos; or its run has
+            gone on since, so that queries would be encoded by another student than videos.
     """
     folder = IndexFolder(collection, index)
     shards, missing = folder.plan()
     if missing:
         raise ValueError(f"{'; '.join(missing)}. Index again: `prvr index` puts what is missing")
-    return Lookup(folder, open_run(collection.store.uri, folder.spec()["run"]), shards, moment_threshold)
+    spec = folder.spec()
+    run = open_run(collection.store.uri, spec["run"])
+    best = run.best()["weights"]
+    if spec["weights"] != best:
+        raise ValueError(
+            f"index {index!r} was made with {spec['weights']}, the run's best is {best} now: make a new one"
+        )
+    return Lookup(folder, run, shards, moment_threshold)

@@ -78,7 +78,8 @@ def segment(script, encoder) -> dict:
 def put_index(collection, run) -> None:
     features, windowing = collection.features(), Windowing("whole", 128, 0)
     index, student = collection.store.child("index/main"), run.load_student()
-    declare_spec(index, {"run": "demo", "features": "default", "branches": list(student.branches), "dim": 16})
+    spec = {"run": "demo", "features": "default", "branches": list(student.branches), "dim": 16}
+    declare_spec(index, {**spec, "weights": run.best()["weights"]})
     videos = features.read_videos(features.complete())
     table = pa.concat_tables(WindowEncoder(student, windowing, 4096).encode(videos))
     index.put("shard-0.parquet", table_to_bytes(table))
@@ -158,6 +159,17 @@ def test_an_index_with_a_lost_shard_is_refused(root):
             api.search(root, "main", "a text")
     finally:
         index.delete("written-1.json")
+
+
+def test_an_index_of_an_earlier_student_is_refused(root):
+    run = open_run(root.store.uri, "demo")
+    best = run.best()
+    put_json(run.store, "best.json", {**best, "weights": "checkpoints/best-00099.safetensors"})
+    try:
+        with pytest.raises(ValueError, match=r"the run's best is checkpoints/best-00099.safetensors now"):
+            api.search(root, "main", "a text")
+    finally:
+        put_json(run.store, "best.json", best)
 
 
 def test_an_unknown_name_lists_the_known_ones():

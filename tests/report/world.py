@@ -115,7 +115,7 @@ def _put_index_and_evaluation(collection: Collection, run: str) -> None:
     index = collection.store.child(f"index/{run}")
     declare_spec(index, {
         "run": run, "features": "default", "branches": list(student.branches), "dim": CONFIG.student.hidden_dim,
-        "windowing": asdict(windowing),
+        "windowing": asdict(windowing), "weights": folder.best()["weights"],
     })  # fmt: skip
     videos = list(features.read_videos(features.complete()))
     table = pa.concat_tables(WindowEncoder(student, windowing, 4096).encode(videos))
