@@ -175,7 +175,7 @@ def architecture() -> Figure:
     return figure
 
 
-def save(figure: Figure, name: str) -> None:
+def save(figure: Figure, path: Path) -> None:
     """Write an SVG that is light or dark as its reader's system is."""
     sink = io.StringIO()
     figure.savefig(sink, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -185,14 +185,14 @@ def save(figure: Figure, name: str) -> None:
     light, dark = ("".join(f"--{name}: {pair[scheme]}; " for name, pair in COLORS.items()) for scheme in (0, 1))
     style = f"<style>:root {{ {light}}} @media (prefers-color-scheme: dark) {{ :root {{ {dark}}} }}</style>"
     head, rest = text[text.index("<svg") :].split(">", 1)
-    (FOLDER / f"{name}.svg").write_text(f"{head}>{style}{rest}", encoding="utf-8")
+    path.write_text(f"{head}>{style}{rest}", encoding="utf-8")
 
 
-def main() -> None:
+def main(folder: Path = FOLDER) -> None:
     """Draw all figures."""
     with mpl.rc_context({"svg.hashsalt": "prvr_ray", "font.family": "DejaVu Sans"}):
-        save(method(), "method")
-        save(architecture(), "architecture")
+        save(method(), folder / "method.svg")
+        save(architecture(), folder / "architecture.svg")
 
 
 if __name__ == "__main__":

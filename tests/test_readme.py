@@ -4,6 +4,7 @@ The commands of the quickstart are run by the demo's own test; here all others a
 """
 
 import re
+import runpy
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,6 +77,13 @@ def test_every_link_leads_somewhere(page):
 def test_every_python_block_compiles(page):
     for block in blocks(page.read_text(encoding="utf-8"), "python"):
         compile(block, str(page), "exec")
+
+
+def test_the_figures_are_what_the_script_draws(tmp_path):
+    drawing = runpy.run_path(str(HOME / "docs/draw_figures.py"))
+    drawing["main"](tmp_path)
+    for figure in sorted(tmp_path.iterdir()):
+        assert figure.read_text() == (HOME / "docs/figures" / figure.name).read_text(), f"{figure.name}: draw it again"
 
 
 def test_the_commands_are_found():

@@ -50,16 +50,6 @@ class Browser:
         urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
         return [url for url in urls if not url.startswith("data:") and url != self.driver.current_url]
 
-    def screenshot(self, path: Path) -> None:
-        """The whole page, however long."""
-        size = self.driver.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
-        clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
-        options = {"captureBeyondViewport": True, "clip": clip}
-        data = self.driver.execute_cdp_cmd("Page.captureScreenshot", options)["data"]
-        import base64
-
-        path.write_bytes(base64.b64decode(data))
-
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
