@@ -70,21 +70,46 @@ class Names:
 
 
 @dataclass(frozen=True, eq=False)
+class BranchRows:
+    """One branch's frames of some windows: stored as they came, read in the order of the windows.
+
+    Attributes:
+        stored_RD: in the stored dtype.
+        offsets: int64 (W + 1), on the host: window w has the rows [offsets[w], offsets[w + 1]) in reading order.
+        order_R: int64, the stored row of each row in reading order; None where the two orders are the same.
+    """
+
+    stored_RD: torch.Tensor
+    offsets: np.ndarray
+    order_R: torch.Tensor | None = None
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        """The rows of the windows [start, stop), float32."""
+        rows = slice(int(self.offsets[start]), int(self.offsets[stop]))
+        if self.order_R is None:
+            return self.stored_RD[rows].float()
+        return self.stored_RD.index_select(0, self.order_R[rows]).float()
+
+    def window_of(self, stored_row: int) -> int:
+        """The window that a stored row belongs to."""
+        row = stored_row if self.order_R is None else int((self.order_R == stored_row).nonzero())
+        return int(np.searchsorted(self.offsets, row, side="right")) - 1
+
+
+@dataclass(frozen=True, eq=False)
 class WindowGroup:
     """Some windows on the device that multiplies, equal lengths side by side so that maxima need no loop.
 
     Attributes:
         videos_W, windows_W: ordinals of each window's video and of the window itself (its place among all windows).
-        offsets: per branch, int64 (W + 1) on the host.
-        frames: per branch, (R, D) in the stored dtype.
+        branches: per branch, the windows' frames.
         repeats_within: whether a video has several windows here.
         repeats_earlier: whether a video had windows in an earlier group.
     """
 
     videos_W: torch.Tensor
     windows_W: torch.Tensor
-    offsets: list[np.ndarray]
-    frames: list[torch.Tensor]
+    branches: list[BranchRows]
     repeats_within: bool
     repeats_earlier: bool
 
@@ -171,30 +196,27 @@ def _group(parts: list[_Part], names: Names, device: torch.device) -> WindowGrou
     branches = range(len(parts[0].block.frames))
     lengths = [np.concatenate([part.lengths(branch) for part in parts]) for branch in branches]
     order_W = np.lexsort(lengths[::-1])
-    frames = []
-    for branch in branches:
-        rows = [part.rows(branch, device) for part in parts]
-        joined_RD = rows[0] if len(rows) == 1 else torch.cat(rows)
-        frames.append(_reordered(joined_RD, lengths[branch], order_W))
     return WindowGroup(
         videos_W=videos_W[order_W].to(device),
         windows_W=windows_W[order_W].to(device),
-        offsets=[np.concatenate([[0], np.cumsum(length_W[order_W])]) for length_W in lengths],
-        frames=frames,
+        branches=[_branch(parts, branch, lengths[branch], order_W, device) for branch in branches],
         repeats_within=num_videos < len(videos_W),
         repeats_earlier=len(names.ids) - num_known < num_videos,
     )
 
 
-def _reordered(rows_RD: torch.Tensor, lengths_W: np.ndarray, order_W: np.ndarray) -> torch.Tensor:
-    """Put the windows' rows in the given order of windows."""
+def _branch(
+    parts: list[_Part], branch: int, lengths_W: np.ndarray, order_W: np.ndarray, device: torch.device
+) -> BranchRows:
+    """The parts' rows, to be read in the given order of windows."""
+    rows = [part.rows(branch, device) for part in parts]
+    stored_RD = rows[0] if len(rows) == 1 else torch.cat(rows)
+    starts_W = (np.cumsum(lengths_W) - lengths_W)[order_W]
+    offsets = np.concatenate([[0], np.cumsum(lengths_W[order_W])])
     if (order_W[1:] > order_W[:-1]).all():
-        return rows_RD
-    starts_W = np.cumsum(lengths_W) - lengths_W
-    lengths_W, starts_W = lengths_W[order_W], starts_W[order_W]
-    shift_W = starts_W - (np.cumsum(lengths_W) - lengths_W)
-    rows_R = np.arange(len(rows_RD)) + np.repeat(shift_W, lengths_W)
-    return rows_RD.index_select(0, torch.from_numpy(rows_R).to(rows_RD.device))
+        return BranchRows(stored_RD, offsets)
+    order_R = np.arange(len(stored_RD)) + np.repeat(starts_W - offsets[:-1], lengths_W[order_W])
+    return BranchRows(stored_RD, offsets, torch.from_numpy(order_R).to(device))
 
 
 def as_tensor(array: Array) -> torch.Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from prvr_ray.retrieval.blocks import Array, FrameBlock, as_tensor
+from prvr_ray.retrieval.blocks import Array, BranchRows, FrameBlock, as_tensor
 from prvr_ray.retrieval.products import full_precision, window_dots
 
 
@@ -43,7 +43,9 @@ def branch_curves(queries: Sequence[Array], block: FrameBlock, query_P: Array, w
     pairs = [torch.as_tensor(item, device=device) for item in (query_P, window_P)]
     with full_precision():
         return [
-            window_dots(as_tensor(rows_RD).to(device), first, as_tensor(rows_QD).float(), *pairs).cpu().numpy()
+            window_dots(BranchRows(as_tensor(rows_RD).to(device), first), as_tensor(rows_QD).float(), *pairs)
+            .cpu()
+            .numpy()
             for rows_QD, rows_RD in zip(queries, block.frames, strict=True)
         ]
 

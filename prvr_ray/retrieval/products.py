@@ -10,13 +10,17 @@ Every score that leaves this package is made of r.
 selects. Let q', v' be the rows rounded to that type, t = <q, v> without any rounding, and u = 2^-24. Then
 
     |<q', v'> - t| <= |q - q'| |v'| + |q| |v - v'|    Cauchy-Schwarz on (q' - q) v' + q (v' - v); norms are measured
-    |s - <q', v'>| <= (g + e + g e) |q'| |v'|         D float32 additions in any order: g = (D + 8) u / (1 - (D + 8) u);
-                                                      the result rounded to the type: e = 2^-8 for bfloat16, else 0
-    |r - t|        <= g |q| |v|                       the same, in float32
+    |a - <q', v'>| <= g |q'| |v'|                     a, the sum before it is stored: D float32 additions in any order,
+                                                      g = (D + 8) u / (1 - (D + 8) u)
+    |s - a|        <= e / (1 - e) |s|                 stored in the type: e = 2^-8 for bfloat16, else 0
+    |r - t|        <= g |q| |v|                       the routine's own additions
 
-and the sum of the right sides bounds |s - r|: it is `slack`, with the largest norms of the group's frames. A product
-of two bfloat16 is exact in float32; the 8 spare roundings in g cover the weighted sum over branches, of r and of s.
-A maximum moves by no more than its arguments move, so slack holds for branch maxima, weighted by |w_b| for the scores
+and the sum of the right sides bounds |s - r|: it is `slack`, with the largest norms of the group's frames and the
+largest |s| that is kept. A product of two bfloat16 is exact in float32; the 8 spare roundings in g cover the weighted
+sum over branches, of r and of s.
+
+The maximum of s over some frames and that of r differ by no more than slack, for x + e / (1 - e) |x| rises with x. So
+slack holds for branch maxima, weighted by |w_b| for the scores
 of windows, and for the best window of a video. Hence a pair whose product lies more than the two slacks below a
 known score cannot reach it. What the bound leaves open goes through the routine, in both modes.
 
@@ -32,13 +36,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from prvr_ray.retrieval.blocks import WindowGroup, spans
+from prvr_ray.retrieval.blocks import BranchRows, WindowGroup, spans
 
 CHUNK = 16  # rows under one kept maximum: what the routine visits again for a selected pair
 TYPES = {"exact": torch.float32, "fast": torch.bfloat16}
 _TILE_PRODUCTS = {"cpu": 1 << 19, "cuda": 1 << 28}  # a tile of products stays in the cache, or fills the device
 _MAX_TILE_ROWS = 1 << 14
 _ROUTINE_ROWS = 1 << 13  # rows in float32 at a time: 12 MB at 384 features
+_MEASURED_ROWS = 1 << 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +52,9 @@ class Norms:
 
     norm: torch.Tensor
     rounding: torch.Tensor
+
+    def __getitem__(self, rows: slice) -> "Norms":
+        return Norms(self.norm[rows], self.rounding[rows])
 
     def largest(self) -> "Norms":
         """The largest of all rows."""
@@ -70,7 +78,7 @@ class Pairs:
 
 def measure(rows_ND: torch.Tensor, dtype: torch.dtype) -> Norms:
     """Measure each row for the bound, for products in `dtype`."""
-    parts = [_measure(part_ND.float(), dtype) for part_ND in rows_ND.split(_ROUTINE_ROWS)]
+    parts = [_measure(part_ND.float(), dtype) for part_ND in rows_ND.split(_MEASURED_ROWS)]
     norm_N, rounding_N = (torch.cat(column) for column in zip(*parts, strict=True))
     return Norms(norm_N, rounding_N)
 
@@ -82,53 +90,68 @@ def _measure(rows_ND: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, t
     return norm_N, torch.linalg.vector_norm(rows_ND - rows_ND.to(dtype).float(), dim=1)
 
 
-def slack(queries: Norms, frames: Norms, dim: int, dtype: torch.dtype) -> torch.Tensor:
-    """The bound on |s - r| of the module's docstring, (Q,), for frames no longer than `frames`."""
+def slack(
+    queries: Norms, frames: Norms, dim: int, dtype: torch.dtype, largest_Q: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The bound on |s - r| of the module's docstring, (Q,).
+
+    Args:
+        queries: of Q queries.
+        frames: the largest of all frames.
+        dim: D.
+        dtype: of the products.
+        largest_Q: the largest |s| that is compared; None: what the norms allow.
+    """
     unit = (dim + 8) * 2.0**-24
     g = unit / (1 - unit)
     e = 2.0**-8 if dtype == torch.bfloat16 else 0.0
-    rounded_Q, rounded_v = queries.norm + queries.rounding, frames.norm + frames.rounding
-    operands_Q = queries.rounding * rounded_v + queries.norm * frames.rounding
-    bound_Q = operands_Q + (g + e + g * e) * rounded_Q * rounded_v + g * queries.norm * frames.norm
+    rounded_Q = (queries.norm + queries.rounding) * (frames.norm + frames.rounding)
+    operands_Q = queries.rounding * (frames.norm + frames.rounding) + queries.norm * frames.rounding
+    largest_Q = (1 + g) * rounded_Q if largest_Q is None else largest_Q
+    bound_Q = operands_Q + g * rounded_Q + e / (1 - e) * largest_Q + g * queries.norm * frames.norm
     return 1.001 * bound_Q + 1e-30  # the bound's own arithmetic, and products that underflow
 
 
 class BranchProducts:
-    """One branch: products of a group's frames and a query block, kept as maxima over chunks and over windows."""
+    """One branch: products of a group's frames and a query block, kept as maxima over chunks and over windows.
 
-    def __init__(self, rows_RD: torch.Tensor, offsets: np.ndarray, queries_QD: torch.Tensor, dtype: torch.dtype):
-        self._rows_RD, self._offsets, self._queries_QD = rows_RD, offsets, queries_QD
-        lengths_W = np.diff(offsets)
+    Attributes:
+        window_max_WQ: float32.
+        slack_Q: the bound for every maximum that is kept.
+    """
+
+    def __init__(
+        self, rows: BranchRows, frames: Norms, queries_QD: torch.Tensor, queries: Norms, dtype: torch.dtype
+    ) -> None:
+        self._rows, self._queries_QD = rows, queries_QD
+        lengths_W = np.diff(rows.offsets)
         chunks = np.concatenate([[0], np.cumsum(-(-lengths_W // CHUNK))])
-        self._chunks = torch.from_numpy(chunks).to(rows_RD.device)
-        self._chunk_max_KQ = rows_RD.new_empty((int(chunks[-1]), len(queries_QD)), dtype=dtype)
-        self.window_max_WQ = rows_RD.new_empty((len(lengths_W), len(queries_QD)), dtype=torch.float32)
+        num_queries, dim = queries_QD.shape
+        self._chunks = torch.from_numpy(chunks).to(queries_QD.device)
+        self._chunk_max_KQ = queries_QD.new_empty((int(chunks[-1]), num_queries), dtype=dtype)
+        self.window_max_WQ = queries_QD.new_empty((len(lengths_W), num_queries))
         queries_DQ = queries_QD.to(dtype).T
-        tile_rows = min(_TILE_PRODUCTS[rows_RD.device.type] // max(1, len(queries_QD)), _MAX_TILE_ROWS)
+        tile_rows = min(_TILE_PRODUCTS[queries_QD.device.type] // max(1, num_queries), _MAX_TILE_ROWS)
         for start, stop in _equal_runs(lengths_W, tile_rows):
-            tile_RD = rows_RD[offsets[start] : offsets[stop]]
-            products_WFQ = (tile_RD.float().to(dtype) @ queries_DQ).unflatten(0, (stop - start, -1))
+            products_WFQ = (rows.read(start, stop).to(dtype) @ queries_DQ).unflatten(0, (stop - start, -1))
             chunk_max_WKQ = self._chunk_max_KQ[chunks[start] : chunks[stop]].unflatten(0, (stop - start, -1))
             _chunk_maxima(products_WFQ, chunk_max_WKQ)
             self.window_max_WQ[start:stop] = chunk_max_WKQ.amax(1)
+        largest_Q = self._chunk_max_KQ.abs().amax(0).float() if dtype == torch.bfloat16 else None
+        self.slack_Q = slack(queries, frames, dim, dtype, largest_Q)
 
-    def score(
-        self, start: int, stop: int, query_P: torch.Tensor, window_P: torch.Tensor, slack_Q: torch.Tensor
-    ) -> torch.Tensor:
+    def score(self, start: int, stop: int, query_P: torch.Tensor, window_P: torch.Tensor) -> torch.Tensor:
         """The routine's maxima for pairs with the windows [start, stop), sorted by query: (P,) float32."""
-        pair_E, place_E = self._open_chunks(query_P, window_P, slack_Q)
-        offsets = torch.from_numpy(self._offsets - self._offsets[start]).to(query_P.device)
+        pair_E, place_E = self._open_chunks(query_P, window_P)
+        offsets = torch.from_numpy(self._rows.offsets - self._rows.offsets[start]).to(query_P.device)
         window_E = window_P[pair_E]
         first_E = offsets[window_E] + place_E * CHUNK
         stop_E = (first_E + CHUNK).minimum(offsets[window_E + 1])
-        rows_RD = self._rows_RD[self._offsets[start] : self._offsets[stop]].float()
-        dots_EC = row_dots(self._queries_QD, rows_RD, query_P[pair_E], first_E, stop_E)
+        dots_EC = row_dots(self._queries_QD, self._rows.read(start, stop), query_P[pair_E], first_E, stop_E)
         best_P = dots_EC.new_full(query_P.shape, -torch.inf)
         return best_P.scatter_reduce_(0, pair_E, dots_EC.amax(1), "amax")
 
-    def _open_chunks(
-        self, query_P: torch.Tensor, window_P: torch.Tensor, slack_Q: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _open_chunks(self, query_P: torch.Tensor, window_P: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The chunks that may hold a pair's best frame: (E,) pairs, ascending, and (E,) places within the window."""
         if not len(query_P):
             return query_P, query_P
@@ -136,7 +159,7 @@ class BranchProducts:
         chunk_PK = first_P[:, None] + torch.arange(int((last_P - first_P).max()) + 1, device=first_P.device)
         is_own_PK = chunk_PK <= last_P[:, None]
         max_PK = self._chunk_max_KQ[chunk_PK.minimum(last_P[:, None]), query_P[:, None]]
-        reached_P = self.window_max_WQ[window_P, query_P] - 2 * slack_Q[query_P]
+        reached_P = self.window_max_WQ[window_P, query_P] - 2 * self.slack_Q[query_P]
         pair_E, place_E = (is_own_PK & (max_PK >= reached_P[:, None])).nonzero(as_tuple=True)
         return pair_E, place_E
 
@@ -162,14 +185,10 @@ class Products:
             dtype: of the products.
         """
         self.branches = [
-            BranchProducts(rows_RD, offsets, queries_QD, dtype)
-            for rows_RD, offsets, queries_QD in zip(group.frames, group.offsets, queries, strict=True)
+            BranchProducts(*arguments, dtype)
+            for arguments in zip(group.branches, frame_norms, queries, query_norms, strict=True)
         ]
-        self.slacks = [
-            slack(query, frame, queries_QD.shape[1], dtype)
-            for query, frame, queries_QD in zip(query_norms, frame_norms, queries, strict=True)
-        ]
-        self.spans = list(spans(np.sum(group.offsets, axis=0), _ROUTINE_ROWS))
+        self.spans = list(spans(np.sum([branch.offsets for branch in group.branches], axis=0), _ROUTINE_ROWS))
 
     def fused(self, weights: Sequence[float]) -> "FusedProducts":
         """The products' scores with one weight a branch."""
@@ -182,7 +201,7 @@ class FusedProducts:
     def __init__(self, products: Products, weights: Sequence[float]):
         self._products, self._weights = products, weights
         self.scores_WQ = fuse(weights, [branch.window_max_WQ for branch in products.branches])
-        self.slack_Q = sum(abs(w) * slack_Q for w, slack_Q in zip(weights, products.slacks, strict=True))
+        self.slack_Q = sum(abs(w) * branch.slack_Q for w, branch in zip(weights, products.branches, strict=True))
 
     def score(self, wanted_WQ: torch.Tensor) -> Pairs:
         """Score the wanted pairs, (W, Q) bool, with the routine."""
@@ -196,10 +215,7 @@ class FusedProducts:
     def _score(self, start: int, stop: int, wanted_WQ: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         query_P, place_P = wanted_WQ[start:stop].T.nonzero(as_tuple=True)
         window_P = place_P + start
-        scores = [
-            branch.score(start, stop, query_P, window_P, slack_Q)
-            for branch, slack_Q in zip(self._products.branches, self._products.slacks, strict=True)
-        ]
+        scores = [branch.score(start, stop, query_P, window_P) for branch in self._products.branches]
         return query_P, window_P, torch.stack(scores, dim=1)
 
 
@@ -212,31 +228,26 @@ def fuse(weights: Sequence[float], branch_scores: Sequence[torch.Tensor]) -> tor
 
 
 def window_dots(
-    rows_RD: torch.Tensor,
-    offsets: np.ndarray,
-    queries_QD: torch.Tensor,
-    query_P: torch.Tensor,
-    window_P: torch.Tensor,
+    rows: BranchRows, queries_QD: torch.Tensor, query_P: torch.Tensor, window_P: torch.Tensor
 ) -> torch.Tensor:
     """The routine on all frames of some windows.
 
     Args:
-        rows_RD: of any float dtype. offsets: int64 (W + 1), on the host.
         query_P, window_P: pairs in any order.
 
     Returns:
         (P, F) float32 with F the longest window of a pair, -inf past a window's end.
     """
-    edges = torch.from_numpy(offsets).to(query_P.device)
-    lengths_P = edges[window_P + 1] - edges[window_P]
+    offsets = torch.from_numpy(rows.offsets).to(query_P.device)
+    lengths_P = offsets[window_P + 1] - offsets[window_P]
     dots_PF = queries_QD.new_full((len(query_P), int(lengths_P.max()) if len(query_P) else 1), -torch.inf)
-    for start, stop in spans(offsets, _ROUTINE_ROWS):
+    for start, stop in spans(rows.offsets, _ROUTINE_ROWS):
         mine_P = ((window_P >= start) & (window_P < stop)).nonzero().flatten()
         if len(mine_P):
             mine_P = mine_P[query_P[mine_P].argsort(stable=True)]
-            first_P = edges[window_P[mine_P]] - int(offsets[start])
-            rows = rows_RD[offsets[start] : offsets[stop]].float()
-            dots = row_dots(queries_QD, rows, query_P[mine_P], first_P, first_P + lengths_P[mine_P])
+            first_P = offsets[window_P[mine_P]] - offsets[start]
+            stop_P = first_P + lengths_P[mine_P]
+            dots = row_dots(queries_QD, rows.read(start, stop), query_P[mine_P], first_P, stop_P)
             dots_PF[mine_P, : dots.shape[1]] = dots
     return dots_PF
 

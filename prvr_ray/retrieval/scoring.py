@@ -18,7 +18,7 @@ from prvr_ray.retrieval.topk import Answers, merge_top_k, side_by_side
 
 __all__ = ["FrameBlock", "QueryBlocks", "TopK", "search"]
 
-_QUERY_BLOCK = {"cpu": 1024, "cuda": 16_384}
+_QUERY_BLOCK = {"cpu": 2048, "cuda": 16_384}
 _GROUP_ROWS = 1 << 17  # rows of the first branch in one group: 100 MB of float16 at 384 features
 
 
@@ -145,14 +145,14 @@ class QueryBlocks:
         """The blocks' windows as groups on the queries' device, with each branch's largest norms."""
         dims = [rows_QD.shape[1] for rows_QD in self.branches]
         for group in window_groups(blocks, names, self.device, _GROUP_ROWS, first_window):
-            found = [rows_RD.shape[1] for rows_RD in group.frames]
+            found = [branch.stored_RD.shape[1] for branch in group.branches]
             if found != dims:
                 raise ValueError(f"frames have branches of {found} features, the queries {dims}")
-            norms = [measure(rows_RD, self._dtype) for rows_RD in group.frames]
-            for item, offsets in zip(norms, group.offsets, strict=True):
+            norms = [measure(branch.stored_RD, self._dtype) for branch in group.branches]
+            for item, branch in zip(norms, group.branches, strict=True):
                 if (row := item.first_broken()) is not None:
-                    video = int(group.videos_W[np.searchsorted(offsets, row, side="right") - 1])
-                    raise ValueError(f"frames of video {names.ids[video]!r} hold NaN or infinity")
+                    video_id = names.ids[int(group.videos_W[branch.window_of(row)])]
+                    raise ValueError(f"frames of video {video_id!r} hold NaN or infinity")
             yield group, [item.largest() for item in norms]
 
     def slices(self) -> list[slice]:
@@ -162,8 +162,8 @@ class QueryBlocks:
 
     def products(self, group: WindowGroup, frame_norms: list[Norms], rows: slice) -> Products:
         """Multiply one group with one query block."""
-        norms = [Norms(item.norm[rows], item.rounding[rows]) for item in self._norms]
-        return Products(group, frame_norms, [rows_QD[rows] for rows_QD in self.branches], norms, self._dtype)
+        queries = [rows_QD[rows] for rows_QD in self.branches]
+        return Products(group, frame_norms, queries, [item[rows] for item in self._norms], self._dtype)
 
 
 def _candidates(products: FusedProducts, group: WindowGroup, best_QK: torch.Tensor, num_extras: int) -> Answers:

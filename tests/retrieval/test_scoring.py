@@ -182,7 +182,7 @@ NAN = np.full((2, 4), np.nan, np.float16)
     [
         (lambda: search(QUERY, [block_of(GOOD)], 0), "k=0"),
         (lambda: search(QUERY, [block_of(GOOD)], 1, "quick"), "exact, fast"),
-        (lambda: search(QUERY, [block_of(NAN)], 1), "NaN"),
+        (lambda: search(QUERY, [block_of(NAN)], 1), "video 'a' hold NaN"),
         (lambda: search(QUERY, [block_of(NAN)], 1, "fast"), "NaN"),
         (lambda: search([(1.0, NAN.astype(np.float32))], [block_of(GOOD)], 1), "NaN"),
         (lambda: search([(np.nan, QUERY[0][1])], [block_of(GOOD)], 1), "weights"),
