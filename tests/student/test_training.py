@@ -1,8 +1,10 @@
 """The loop: it learns, resumes bit for bit, and several workers do what one does."""
 
 import math
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -180,37 +182,51 @@ def _gradient(train: FeatureCache, settings: TrainSettings, videos: np.ndarray) 
     return torch.cat([p.grad.flatten() for p in state.model.parameters()]), total.item()
 
 
-def _worker(rank: int, world_size: int, folder: Path, settings: TrainSettings) -> None:
+def _worker(rank: int, folder: Path) -> None:
+    """Be one of three workers, then one of two."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
     train, validation = read_cache(folder / "train"), read_cache(folder / "val")
-    results = {
-        "gradients": [_gradient(train, settings, np.arange(count)) for count in (4, 2, 1)],
-        "steps": _steps(train, settings.model_copy(update={"precision": "float64"}), 20),
-        "fit": fit(train, validation, STUDENT, settings).progress.best_sumr,
+    for world_size in (3, 2):
+        if rank < world_size:
+            rendezvous = f"file://{folder}/rendezvous-{world_size}"
+            dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world_size)
+            torch.save(_results(train, validation), folder / f"{world_size}-workers-{rank}.pt")
+            dist.destroy_process_group()
+
+
+def _results(train: FeatureCache, validation: FeatureCache) -> dict[str, Any]:
+    return {
+        "gradients": [_gradient(train, QUIET, np.arange(count)) for count in (4, 2, 1)],
+        "steps": _steps(train, QUIET.model_copy(update={"precision": "float64"}), 20),
+        "sumr": fit(train, validation, STUDENT, QUIET).progress.best_sumr,
     }
-    torch.save(results, folder / f"results-{rank}.pt")
-    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def workers_folder(tmp_path_factory) -> Path:
+    """What three and two workers computed, and the splits that they did it on."""
+    folder = tmp_path_factory.mktemp("workers")
+    make_split(folder / "train", 11)
+    make_split(folder / "val", 6, seed=1)
+    multiprocessing.set_forkserver_preload(["prvr_ray.student.training"])  # torch is imported once, not three times
+    mp.start_processes(_worker, (folder,), nprocs=3, start_method="forkserver")
+    return folder
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_workers_give_the_loss_and_gradient_of_one_process(tmp_path, world_size):
+def test_workers_give_the_loss_and_gradient_of_one_process(workers_folder, world_size):
     """Batches of 4, 2 and 1 videos: with three workers, some have no video; 11 videos leave a ragged last batch."""
-    train, validation = make_split(tmp_path / "train", 11), make_split(tmp_path / "val", 6, seed=1)
-    mp.start_processes(_worker, (world_size, tmp_path, QUIET), nprocs=world_size, start_method="spawn")
-    workers = [torch.load(tmp_path / f"results-{rank}.pt", weights_only=True) for rank in range(world_size)]
-
-    for count, *results in zip((4, 2, 1), *(worker["gradients"] for worker in workers), strict=True):
-        gradient, loss = _gradient(train, QUIET, np.arange(count))
-        for worker_gradient, worker_loss in results:
-            assert worker_loss == pytest.approx(loss, rel=1e-5)
-            torch.testing.assert_close(worker_gradient, gradient, rtol=1e-5, atol=1e-5 * gradient.abs().max().item())
-
-    weights, losses = _steps(train, QUIET.model_copy(update={"precision": "float64"}), 20)
-    for worker_weights, worker_losses in (worker["steps"] for worker in workers):
-        assert worker_losses == pytest.approx(losses, rel=1e-8)
-        for name, expected in weights.items():
-            torch.testing.assert_close(worker_weights[name], expected, rtol=1e-8, atol=1e-8)
-
-    alone = fit(train, validation, STUDENT, QUIET).progress.best_sumr
-    assert [worker["fit"] for worker in workers] == [pytest.approx(alone)] * world_size
+    alone = _results(read_cache(workers_folder / "train"), read_cache(workers_folder / "val"))
+    for rank in range(world_size):
+        worker = torch.load(workers_folder / f"{world_size}-workers-{rank}.pt", weights_only=True)
+        for (gradient, loss), (expected_gradient, expected_loss) in zip(
+            worker["gradients"], alone["gradients"], strict=True
+        ):
+            assert loss == pytest.approx(expected_loss, rel=1e-5)
+            tolerance = 1e-5 * expected_gradient.abs().max().item()
+            torch.testing.assert_close(gradient, expected_gradient, rtol=1e-5, atol=tolerance)
+        (weights, losses), (expected_weights, expected_losses) = worker["steps"], alone["steps"]
+        assert losses == pytest.approx(expected_losses, rel=1e-8)
+        for name, expected in expected_weights.items():
+            torch.testing.assert_close(weights[name], expected, rtol=1e-8, atol=1e-8)
+        assert worker["sumr"] == pytest.approx(alone["sumr"])
