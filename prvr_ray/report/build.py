@@ -56,9 +56,11 @@ def report(
         How many sections the page has, what is missing, its size in bytes, and where it lies.
 
     Raises:
-        ValueError: there is no such collection or run.
+        ValueError: no such collection, run or index, an index that lacks shards, or a name with a folder in it.
     """
     collection = existing_collection(root)
+    if "/" in name or name.startswith("."):
+        raise ValueError(f"report {name!r} is not a name; use letters, digits, - and _")
     sources = _Sources(settings, collection, open_run(root, run), split, protocol)
     sections = [
         sources.setup(),

@@ -98,6 +98,11 @@ def test_a_run_that_does_not_exist_is_one_line_and_exit_code_2(collection, capsy
     assert "no run at" in capsys.readouterr().err
 
 
+def test_a_report_stays_in_its_folder(collection, capsys):
+    assert cli.main(["report", "--root", collection.store.uri, "--run", "first", "--name", "../../page"]) == 2
+    assert "is not a name" in capsys.readouterr().err
+
+
 def test_nothing_at_all_is_one_line_and_exit_code_2(tmp_path, capsys):
     assert cli.main(["report", "--root", str(tmp_path / "none"), "--run", "a"]) == 2
     assert "no collection at" in capsys.readouterr().err
