@@ -167,9 +167,14 @@ def conclude(store: Store, base: Config, trials: dict[str, Trial], rows: list[Ro
 
 
 def best_trials(trials: dict[str, Trial], count: int) -> list[Trial]:
-    """The best of the trials that were trained to their end, the base excepted."""
-    finished = [trial for name, trial in trials.items() if trial.state == "finished" and name != _numbered(0)]
-    return sorted(finished, key=lambda trial: (-(trial.best or 0.0), trial.name))[:count]
+    """The best trials but the base: those that finished, by their figure, then the stopped, by how far they came."""
+
+    def rank(trial: Trial) -> tuple[bool, int, float, str]:
+        is_stopped = trial.state != "finished"
+        return is_stopped, -max(trial.curve) if is_stopped else 0, -(trial.best or 0.0), trial.name
+
+    usable = [trial for name, trial in trials.items() if name != _numbered(0) and trial.state != "failed"]
+    return sorted((trial for trial in usable if trial.curve), key=rank)[:count]
 
 
 def first_points(space: Space, base: Config) -> list[Point]:
@@ -209,7 +214,7 @@ def _numbered(number: int) -> str:
 def _unproven(trials: dict[str, Trial]) -> tuple[Point, str]:
     tops = best_trials(trials, 1)
     if not tops:
-        return Point(), "No trial but the base finished; this is the base. Nothing was proved."
+        return Point(), "No trial but the base could be trained; this is the base. Nothing was proved."
     return tops[0].point, f"trial-{tops[0].name} had the best single run, SumR {tops[0].best:.1f}. Nothing was proved."
 
 

@@ -18,7 +18,7 @@ from prvr_ray.config import Config, resolve
 from prvr_ray.search.space import apply_point
 from prvr_ray.search.trial import Trial
 from prvr_ray.stages.resources import Worker
-from prvr_ray.stages.study import Runner, conclude, declare, open_study, prove, search, seeds
+from prvr_ray.stages.study import Runner, best_trials, conclude, declare, open_study, prove, search, seeds
 from prvr_ray.stages.trials import Report
 from prvr_ray.storage import get_json, open_store, put_json
 
@@ -112,6 +112,16 @@ def test_nothing_better_leaves_the_base_and_says_so(local_ray: None, tmp_path: P
     best = (tmp_path / "tune/study/best.yaml").read_text()
     assert best.startswith("# Nothing beat the base")
     assert resolve(yaml.safe_load(best)).train == base.train
+
+
+def test_candidates_are_the_finished_by_figure_then_the_stopped_by_how_far_they_came() -> None:
+    ends = {"0000": 9, "0001": 5, "0002": 7, "0003": 8, "0004": 3}
+    trials = {name: Trial(name, {}, "finished", {1: 1.0, 9: float(best)}, 1.0) for name, best in ends.items()}
+    trials["0001"] = Trial("0001", {}, "stopped", {1: 50.0}, 1.0)
+    trials["0003"] = Trial("0003", {}, "stopped", {1: 2.0, 3: 8.0}, 1.0)
+    trials["0005"] = Trial("0005", {}, "failed", {1: 99.0}, 1.0, "nan")
+    assert [trial.name for trial in best_trials(trials, 9)] == ["0002", "0004", "0003", "0001"]
+    assert [trial.name for trial in best_trials(trials, 1)] == ["0002"]
 
 
 def test_another_space_or_base_under_the_same_name_is_refused_with_the_difference(tmp_path: Path) -> None:
