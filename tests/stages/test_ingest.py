@@ -1,6 +1,5 @@
 """Ingest through a local Ray: what stands afterwards, what a second run does, and vectors equal to plain open_clip."""
 
-import json
 import shutil
 
 import numpy as np
@@ -10,30 +9,17 @@ import pytest
 import torch
 from PIL import Image
 from rendering import render
-from safetensors.torch import save_file
+from small_clip import write_small_clip
 
 from prvr_ray import schema
 from prvr_ray.collection import open_collection
 from prvr_ray.config import IngestSettings
 from prvr_ray.stages.ingest import ingest
 
-CONFIG = {
-    "embed_dim": 24,
-    "vision_cfg": {"image_size": 32, "patch_size": 8, "layers": 2, "width": 32, "head_width": 16},
-    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 40, "heads": 2, "layers": 2},
-}
-
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    """A small random CLIP: its `config.json:weights` name and the plain open_clip model."""
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(3)
-    model = open_clip.CLIP(**CONFIG).eval()
-    save_file({key: value.clone() for key, value in model.state_dict().items()}, folder / "weights.safetensors")
-    preprocess = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bilinear", "resize_mode": "squash"}
-    (folder / "model.json").write_text(json.dumps({"model_cfg": CONFIG, "preprocess_cfg": preprocess}))
-    return f"{folder}/model.json:{folder}/weights.safetensors", model
+    return write_small_clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture
@@ -86,12 +72,12 @@ def test_ingest_encodes_every_frame_as_plain_open_clip_does(tmp_path, local_ray,
     assert np.allclose(next(q.teacher for q in queries if q.query_id == "q1"), pooled, atol=2e-3)
 
 
-def plain_vectors(model, path, timestamps_s):
+def plain_vectors(model, path, timestamps_s, size=32):
     """What a straightforward script would compute: every frame decoded, the nearest ones encoded by open_clip."""
     import av
 
     config = open_clip.transform.PreprocessCfg(
-        32, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear", resize_mode="squash"
+        size, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear", resize_mode="squash"
     )
     transform = open_clip.transform.image_transform_v2(config, is_train=False)
     with av.open(str(path)) as container:
@@ -102,7 +88,7 @@ def plain_vectors(model, path, timestamps_s):
         return model.encode_image(torch.stack([transform(Image.fromarray(frames[t])) for t in nearest]))
 
 
-def test_a_second_run_does_what_is_new_and_nothing_else(tmp_path, local_ray, videos, settings):
+def test_a_second_run_does_what_is_new_and_nothing_else(tmp_path, local_ray, videos, settings, monkeypatch):
     root = tmp_path / "root"
     ingest(settings, root=str(root), videos=str(videos))
     before = features_of(root)
@@ -120,6 +106,41 @@ def test_a_second_run_does_what_is_new_and_nothing_else(tmp_path, local_ray, vid
         "a.mp4": 10, "b.mkv": 8, "more/c.mp4": 10, "new.mp4": 6
     }  # fmt: skip
     assert np.array_equal(after["new.mp4"].teacher, before["a.mp4"].teacher)
+    monkeypatch.setattr("prvr_ray.stages.ingest.plan_pipeline", None)  # a call would fail
     assert ingest(settings, root=str(root), videos=str(videos))["frames"] == 0
     everything = ingest(settings.model_copy(update={"retry": "all"}), root=str(root), videos=str(videos), dry_run=True)
     assert everything["wanted"]["videos"] == 1
+
+
+def test_another_student_encoder_gets_the_same_frames_at_its_own_size(tmp_path, local_ray, encoder, videos, settings):
+    root = tmp_path / "root"
+    other = write_small_clip(tmp_path / "other", seed=5, image_size=48, embed_dim=16)
+    caption = {"query_id": "q", "text": "a red circle", "video_ids": ["a.mp4"]}
+    open_collection(str(root)).query_shards.append(pa.Table.from_pylist([caption], schema.QUERIES))
+    both = settings.model_copy(update={"student_encoder": other[0]})
+
+    ingest(both, root=str(root), videos=str(videos))
+
+    video = features_of(root)["b.mkv"]
+    for vectors, model, size in ((video.teacher, encoder[1], 32), (video.student, other[1], 48)):
+        expected = plain_vectors(model, videos / "b.mkv", video.timestamps_s, size)
+        assert torch.nn.functional.cosine_similarity(expected, torch.tensor(vectors).float()).min() > 0.9999
+    with pytest.raises(ValueError, match=r"student\.weights_sha256 is .* there"):
+        ingest(settings, root=str(root), videos=str(videos))
+    features = open_collection(str(root)).features()
+    (query,) = features.read_queries(features.queries())
+    assert (query.teacher.shape, query.tokens.shape) == ((24,), (5, 40))  # start, three words, end
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"encoder": ""}, "--encoder MODEL:PRETRAINED"),
+        ({"encoder": "ViT-B-23:openai"}, "ViT-B-32"),
+        ({"retry": "often"}, "transient, all, or one of"),
+    ],
+)
+def test_unusable_settings_are_refused_before_anything_is_put(tmp_path, videos, settings, changes, words):
+    with pytest.raises(ValueError, match=words):
+        ingest(settings.model_copy(update=changes), root=str(tmp_path / "root"), videos=str(videos))
+    assert not (tmp_path / "root").exists()
