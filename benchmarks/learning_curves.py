@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from prvr_ray.config import Config
-from prvr_ray.search.space import Rules
 from prvr_ray.stages.trials import Report
+from prvr_ray.tuning.space import Rules
 
 SPACE: Rules = {
     "train.lr": {"loguniform": [1e-5, 1e-2]},

@@ -204,7 +204,7 @@ class EvaluateSettings(Settings):
     evaluator_gpus: float = Field(0.0, ge=0, description="GPUs of the worker that evaluates; 0: it runs on the CPU")
 
 
-# What `prvr tune` varies unless a file says otherwise: KIND: [bounds], both ends included (prvr_ray.search.space).
+# What `prvr tune` varies unless a file says otherwise: KIND: [bounds], both ends included (prvr_ray.tuning.space).
 # Ranges reach about a factor of three around the paper's values; of the branch weights only the ratio counts.
 DEFAULT_SPACE: dict[str, dict[str, list[Any]]] = {
     "train.distillation_weight": {"loguniform": [0.01, 1.0]},

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "encoders": KERNELS,
     "student": KERNELS | {"retrieval"},  # an epoch is judged by the metrics that an evaluation reports
     "retrieval": KERNELS,
-    "search": KERNELS,
+    "tuning": KERNELS,
     "collection": {"storage", "schema"},
     "history": {"storage"},
     "maintenance": {"schema", "storage", "collection", "history"},
@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "lookup": STORED | {"retrieval", "runs", "stages", "student"},
     "api": STORED | {"encoders", "lookup", "runs", "stages"},
     "report": STORED | {"corpus", "history", "lookup", "retrieval", "runs"},
-    "stages": STORED | {"corpus", "encoders", "history", "report", "retrieval", "runs", "search", "student"},
+    "stages": STORED | {"corpus", "encoders", "history", "report", "retrieval", "runs", "student", "tuning"},
     "terminal": set(),
     "commands": STORED | {"api", "corpus", "maintenance", "report", "stages", "terminal"},
     "cli": {"commands", "config", "history", "terminal"},
@@ -44,7 +44,7 @@ STAGES = {
     "index",
     "score",
     "evaluate",
-    "search",
+    "tuning",
     "imports",
     "demo",
     "report",
@@ -137,7 +137,7 @@ def test_stages_do_not_import_each_other():
 
 @pytest.mark.parametrize("path", modules(), ids=name_of)
 def test_kernels_open_no_storage(path):
-    if layer_of(name_of(path)) in {"student", "retrieval", "encoders", "corpus", "search"}:
+    if layer_of(name_of(path)) in {"student", "retrieval", "encoders", "corpus", "tuning"}:
         roots = {module.split(".")[0] for module, _ in imports(path)}
         assert not roots & {"boto3", "botocore", "fsspec", "s3fs", "ray"}
 

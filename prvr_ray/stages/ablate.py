@@ -6,14 +6,14 @@ from typing import Any
 
 from prvr_ray.collection import declare_spec
 from prvr_ray.config import Config
-from prvr_ray.search.ablations import Question, distinct, finding, questions
-from prvr_ray.search.comparison import compare, run_name
-from prvr_ray.search.trial import Trial
 from prvr_ray.stages.session import connect
 from prvr_ray.stages.study import Runner, identity, open_study, run_on_seeds, seeds
 from prvr_ray.stages.training_data import TrainingData
 from prvr_ray.stages.trial_training import Training, check_splits, trial_worker
 from prvr_ray.storage import put_json, put_json_if_absent
+from prvr_ray.tuning.ablations import Question, distinct, finding, questions
+from prvr_ray.tuning.comparison import compare, run_name
+from prvr_ray.tuning.trial import Trial
 
 
 def ablate(

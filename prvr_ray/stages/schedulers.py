@@ -8,8 +8,8 @@ from typing import Any
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
 
 from prvr_ray.config import Config
-from prvr_ray.search.space import Space, perturb
-from prvr_ray.search.trial import Trial
+from prvr_ray.tuning.space import Space, perturb
+from prvr_ray.tuning.trial import Trial
 
 
 def make_scheduler(base: Config, space: Space, ended: Iterable[Trial]) -> TrialScheduler | None:

@@ -16,16 +16,16 @@ import yaml
 
 from prvr_ray.collection import declare_spec
 from prvr_ray.config import Config
-from prvr_ray.search.comparison import BASE, Row, choose, compare, run_name, simultaneous
-from prvr_ray.search.sampler import Sampler, importance
-from prvr_ray.search.space import Point, Space, apply_point, parse_space, point_of, searchable
-from prvr_ray.search.trial import Trial
 from prvr_ray.stages.progress import Steps
 from prvr_ray.stages.resources import Worker
 from prvr_ray.stages.schedulers import make_scheduler
 from prvr_ray.stages.trial_folder import TrialFolder
 from prvr_ray.stages.trials import Objective, run_trials
 from prvr_ray.storage import Store, open_store, put_json
+from prvr_ray.tuning.comparison import BASE, Row, choose, compare, run_name, simultaneous
+from prvr_ray.tuning.sampler import Sampler, importance
+from prvr_ray.tuning.space import Point, Space, apply_point, parse_space, point_of, searchable
+from prvr_ray.tuning.trial import Trial
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import yaml
 
 from prvr_ray.config import Config, resolve
-from prvr_ray.search.space import Point, point_of
-from prvr_ray.search.trial import Trial
 from prvr_ray.storage import Store, StoredObject, get_json, put_json
+from prvr_ray.tuning.space import Point, point_of
+from prvr_ray.tuning.trial import Trial
 
 _CONFIG, _RECORD = "config.yaml", "trial.json"
 

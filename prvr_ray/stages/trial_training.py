@@ -13,7 +13,6 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from prvr_ray.config import Config, TrainSettings
 from prvr_ray.runs import Metrics, RunFolder
-from prvr_ray.search.space import apply_point
 from prvr_ray.stages.resources import Worker, require
 from prvr_ray.stages.train import Job, run_workers, worker_of
 from prvr_ray.stages.training_data import TrainingData
@@ -24,6 +23,7 @@ from prvr_ray.student.checkpoints import TrainingState
 from prvr_ray.student.exchange import Exchange
 from prvr_ray.student.training import fit
 from prvr_ray.student.validation import Validation
+from prvr_ray.tuning.space import apply_point
 
 _COORDINATOR = Worker("trial", cpus=0.0, memory=2**29)  # of a trial of several workers: it only waits for them
 

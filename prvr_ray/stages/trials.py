@@ -20,12 +20,12 @@ from ray.tune.schedulers import FIFOScheduler, PopulationBasedTraining, TrialSch
 from ray.tune.search import Searcher
 
 from prvr_ray.config import Config
-from prvr_ray.search.space import Point, apply_point
-from prvr_ray.search.trial import Trial
 from prvr_ray.stages.progress import Steps
 from prvr_ray.stages.resources import Worker
 from prvr_ray.stages.trial_folder import TrialFolder, adopt
 from prvr_ray.storage import open_store
+from prvr_ray.tuning.space import Point, apply_point
+from prvr_ray.tuning.trial import Trial
 
 Report = Callable[[int, float], None]  # epoch, from 1, and its validation SumR
 

@@ -4,13 +4,13 @@ import time
 from typing import Any
 
 from prvr_ray.config import Config
-from prvr_ray.search.space import parse_space
 from prvr_ray.stages.session import connect
 from prvr_ray.stages.study import Runner, best_trials, conclude, declare, first_points, open_study, prove, search
 from prvr_ray.stages.training_data import TrainingData
 from prvr_ray.stages.trial_folder import TrialFolder
 from prvr_ray.stages.trial_training import Training, check_splits, trial_worker
 from prvr_ray.storage import Store, put_json_if_absent
+from prvr_ray.tuning.space import parse_space
 
 
 def tune(

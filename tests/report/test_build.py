@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from test_study import summary, trial
+from test_study_sections import summary, trial
 from world import BROKEN, HOSTILE, make_world
 
 from prvr_ray import cli

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from worlds import as_blocks, brute_force_scores, ragged_world, unit_rows
+from ragged_worlds import as_blocks, brute_force_scores, ragged_world, unit_rows
 
 from prvr_ray.retrieval import scoring
 from prvr_ray.retrieval.counting import rank_by_counting

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from worlds import as_blocks, ragged_world, unit_rows
+from ragged_worlds import as_blocks, ragged_world, unit_rows
 
 from prvr_ray.retrieval.moments import branch_curves, fuse_curves, locate
 

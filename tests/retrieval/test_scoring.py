@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from worlds import as_blocks, assert_equals_brute_force, brute_force_scores, ragged_world, unit_rows
+from ragged_worlds import as_blocks, assert_equals_brute_force, brute_force_scores, ragged_world, unit_rows
 
 from prvr_ray.retrieval import products, scoring
 from prvr_ray.retrieval.scoring import FrameBlock, search

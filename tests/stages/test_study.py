@@ -15,12 +15,12 @@ import yaml
 
 from benchmarks.learning_curves import SPACE, LearningCurve, final_sumr
 from prvr_ray.config import Config, resolve
-from prvr_ray.search.space import apply_point
-from prvr_ray.search.trial import Trial
 from prvr_ray.stages.resources import Worker
 from prvr_ray.stages.study import Runner, best_trials, conclude, declare, open_study, prove, search, seeds
 from prvr_ray.stages.trials import Report
 from prvr_ray.storage import get_json, open_store, put_json
+from prvr_ray.tuning.space import apply_point
+from prvr_ray.tuning.trial import Trial
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from prvr_ray.search.statistics import Spread, paired_difference, spread
+from prvr_ray.tuning.statistics import Spread, paired_difference, spread
 
 # Differences by hand: 2, 3, 1, 2 -> mean 2, sd sqrt(2/3) = 0.8164966, error 0.4082483; t(0.975, 3) = 3.182446 from a
 # printed table: half width 1.299228.

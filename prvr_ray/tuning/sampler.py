@@ -6,8 +6,8 @@ from typing import Literal
 import optuna
 from optuna.trial import TrialState
 
-from prvr_ray.search.space import Point, Space, contains
-from prvr_ray.search.trial import Trial
+from prvr_ray.tuning.space import Point, Space, contains
+from prvr_ray.tuning.trial import Trial
 
 Method = Literal["tpe", "random"]
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from prvr_ray.config import Config, TrainSettings
-from prvr_ray.search.comparison import Row, describe
-from prvr_ray.search.space import Point, apply_point
+from prvr_ray.tuning.comparison import Row, describe
+from prvr_ray.tuning.space import Point, apply_point
 
 _SOFT_TARGETS = {"train.inheritance_soft_targets": True, "train.exploration_soft_targets": True}
 

@@ -2,7 +2,7 @@
 
 A rule is `{kind: bounds}`: `{uniform: [low, high]}`, `{loguniform: [low, high]}`, `{int: [low, high]}`, both ends
 included, or `{choice: [value, ...]}`. A point is one value for each setting of a space, by its path `train.lr`. Owns
-the reading and checking of rules and points; how points are chosen is `prvr_ray.search.sampler`'s.
+the reading and checking of rules and points; how points are chosen is `prvr_ray.tuning.sampler`'s.
 """
 
 import math

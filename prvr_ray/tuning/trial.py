@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from prvr_ray.search.space import Point
+from prvr_ray.tuning.space import Point
 
 State = Literal["finished", "stopped", "failed"]
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from prvr_ray.search.comparison import Row, choose, compare, run_name, simultaneous
-from prvr_ray.search.statistics import Difference, Spread
-from prvr_ray.search.trial import Trial
+from prvr_ray.tuning.comparison import Row, choose, compare, run_name, simultaneous
+from prvr_ray.tuning.statistics import Difference, Spread
+from prvr_ray.tuning.trial import Trial
 
 SEEDS = [11, 12, 13]
 BASE, CANDIDATE = {}, {"train.lr": 1e-3}

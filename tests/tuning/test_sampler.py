@@ -5,9 +5,9 @@ import math
 import pytest
 
 from prvr_ray.config import Config
-from prvr_ray.search.sampler import Sampler, importance
-from prvr_ray.search.space import Point, contains, parse_space
-from prvr_ray.search.trial import Trial
+from prvr_ray.tuning.sampler import Sampler, importance
+from prvr_ray.tuning.space import Point, contains, parse_space
+from prvr_ray.tuning.trial import Trial
 
 SPACE = parse_space(
     {

@@ -7,7 +7,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from prvr_ray.config import Config
-from prvr_ray.search.space import apply_point, contains, parse_space, perturb, point_of, searchable
+from prvr_ray.tuning.space import apply_point, contains, parse_space, perturb, point_of, searchable
 
 RULES = {
     "train.lr": {"loguniform": [1e-4, 1e-3]},

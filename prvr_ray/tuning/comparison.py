@@ -6,9 +6,9 @@ Owns the tables and what is concluded from them; the runs come as trials, named 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from prvr_ray.search.space import Point
-from prvr_ray.search.statistics import Difference, Spread, paired_difference, spread
-from prvr_ray.search.trial import Trial
+from prvr_ray.tuning.space import Point
+from prvr_ray.tuning.statistics import Difference, Spread, paired_difference, spread
+from prvr_ray.tuning.trial import Trial
 
 BASE = "base"
 

@@ -1,10 +1,10 @@
 """The ablations ask the paper's questions, train no configuration twice, and say plainly what they show."""
 
 from prvr_ray.config import Config, resolve
-from prvr_ray.search.ablations import Question, distinct, finding, questions
-from prvr_ray.search.comparison import Row
-from prvr_ray.search.space import apply_point
-from prvr_ray.search.statistics import Difference, Spread
+from prvr_ray.tuning.ablations import Question, distinct, finding, questions
+from prvr_ray.tuning.comparison import Row
+from prvr_ray.tuning.space import apply_point
+from prvr_ray.tuning.statistics import Difference, Spread
 
 BASE = resolve({"tune": {"teacher_noise": [2.0, 0.5, 0.0]}})
 
