@@ -1,6 +1,5 @@
 """Autoscaling for real, with fake nodes of cluster/aws.yaml's types: from none to several and back to none."""
 
-import subprocess
 import time
 from collections import Counter
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from clusters import BIN, STORE_BYTES, Head, running_head
+from clusters import STORE_BYTES, Head, running_head
 from ray._raylet import GcsClient
 from ray.autoscaler._private.util import prepare_config
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply, NodeStatus
@@ -25,13 +24,13 @@ NUM_VIDEOS = 40
 
 
 def shrunken_aws() -> dict[str, Any]:
-    """aws.yaml for nodes that are processes: one CPU each, at most two of a type, ended after seconds without work."""
+    """aws.yaml for nodes that are processes: two CPUs each, at most two of a type, ended after seconds without work."""
     config = prepare_config(yaml.safe_load(AWS.read_text()))
     types = config["available_node_types"]
     for node in types.values():
         node["node_config"] = {}
     for name in set(types) - {config["head_node_type"]}:
-        types[name]["resources"] |= {"CPU": 1, "object_store_memory": STORE_BYTES}
+        types[name]["resources"] |= {"CPU": 2, "object_store_memory": STORE_BYTES}
         types[name]["max_workers"] = MOST_NODES
     types["ray.head.default"] = types.pop(config["head_node_type"])
     return {**config, "head_node_type": "ray.head.default", "idle_timeout_minutes": IDLE_S / 60}
@@ -59,8 +58,8 @@ def test_nodes_come_for_ingest_share_its_work_and_go(head, tmp_path):
     command = [
         "ingest", "--videos", str(videos), "--root", str(root), "--address", head.address,
         "--encoder", random_encoder(tmp_path / "encoder"), "--ingest.batch_frames", "3",
-        "--ingest.num_decoders", "2", "--ingest.decoder_cpus", "1", "--ingest.decoder_labels", '{"pool": "decode"}',
-        "--ingest.max_encoders", "2", "--ingest.encoder_cpus", "0.5", "--ingest.encoder_gpus", "1",
+        "--ingest.num_decoders", "2", "--ingest.decoder_cpus", "2", "--ingest.decoder_labels", '{"pool": "decode"}',
+        "--ingest.max_encoders", "2", "--ingest.encoder_cpus", "1", "--ingest.encoder_gpus", "1",
         "--ingest.encoder_labels", '{"pool": "gpu"}',
     ]  # fmt: skip
     with running(tmp_path, *command) as ingest:
@@ -78,26 +77,6 @@ def test_nodes_come_for_ingest_share_its_work_and_go(head, tmp_path):
     assert {seen[node] for node in worked["DecodeVideos"]} == {"decode"}
     assert {seen[node] for node in worked["EncodePacks"]} <= {"gpu-spot", "gpu-on-demand"}
     wait_until_no_nodes(head)
-
-
-@pytest.mark.parametrize(
-    ("options", "missing"),
-    [
-        (["--ingest.encoder_gpus", "4"], "no node has 4 GPU"),
-        (["--ingest.decoder_labels", '{"pool": "moon"}'], "no node has the labels {'pool': 'moon'}"),
-    ],
-)
-def test_what_no_node_type_has_is_refused_within_a_minute(head, tmp_path, options, missing):
-    command = [
-        BIN / "prvr", "ingest", "--videos", render_videos(tmp_path / "videos", 1), "--root", tmp_path / "root",
-        "--address", head.address, "--encoder", random_encoder(tmp_path / "encoder"), *options,
-    ]  # fmt: skip
-    begun = time.monotonic()
-    refused = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert time.monotonic() - begun < 60
-    assert refused.returncode == 2
-    assert missing in refused.stderr
-    assert "no node type of its autoscaler does" in refused.stderr
 
 
 def nodes_of_tasks(head: Head) -> dict[str, Counter]:

@@ -1,4 +1,4 @@
-"""cluster/spot_notice.py against a metadata service of our own: a notice reaches Ray, and training checkpoints."""
+"""cluster/spot_notice.py against a metadata service of our own: a notice is passed on to Ray."""
 
 import contextlib
 import http.server
@@ -10,15 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import released_layout
-from clusters import BIN
-from several_nodes import running, several_nodes
-
-from prvr_ray.runs import RunFolder, open_run
-from prvr_ray.stages.imports import import_collection
 
 SCRIPT = Path(__file__).parents[2] / "cluster/spot_notice.py"
-NUM_VIDEOS = 150  # and updates of an epoch, with one video a batch
 
 
 class Metadata(http.server.BaseHTTPRequestHandler):
@@ -78,30 +71,3 @@ def test_a_notice_is_passed_on_once_and_not_before_it_stands(metadata_url, tmp_p
     (told,) = (tmp_path / "told").read_text().splitlines()
     assert told.startswith("drain-node --reason DRAIN_NODE_REASON_PREEMPTION")
     assert told.endswith(f"--deadline-remaining-seconds {seconds} --node-id n")
-
-
-@pytest.mark.slow
-def test_training_checkpoints_in_mid_epoch_when_told_and_goes_on_from_there(metadata_url, tmp_path):
-    root = f"{tmp_path}/root"
-    released_layout.render(tmp_path / "released", {"train": NUM_VIDEOS, "val": 8})
-    import_collection("released", str(tmp_path / "released"), root)
-    folder = open_run(root, "r")
-    with several_nodes() as nodes:
-        nodes.add()
-        command = ["train", "--root", root, "--run", "r", "--address", nodes.address, "--student.hidden_dim", "16"]
-        options = ["--train.videos_per_batch", "1", "--train.num_epochs", "4", "--train.worker_cpus", "1"]
-        with running(tmp_path, *command, *options) as train:
-            train.wait_until(folder.metrics, timeout_s=120)
-            victim = nodes.busy()
-            Metadata.told.set()
-            with watching("gcp", metadata_url, str(BIN), "--address", nodes.address, "--node-id", victim.node_id):
-                train.wait_until(lambda: updates(folder) % NUM_VIDEOS)
-            nodes.kill(victim)
-            nodes.add()
-            train.result()
-    assert [epoch["epoch"] for epoch in folder.metrics()] == list(range(4))
-
-
-def updates(folder: RunFolder) -> int:
-    """Of the newest checkpoint."""
-    return int(folder.latest_checkpoint().removesuffix(".safetensors").rpartition("-")[2])
