@@ -18,11 +18,17 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Tests that start clusters of their own run in a process without the embedded Ray that the others share.
+CLUSTERS := tests/chaos tests/cluster tests/stages/test_jobs.py tests/stages/test_doctor.py
+OTHERS := tests $(CLUSTERS:%=--ignore=%)
+
 test: setup
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" $(OTHERS)
+	$(BIN)/pytest -m "not slow" $(CLUSTERS)
 
 test-slow: setup
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow $(OTHERS)
+	$(BIN)/pytest -m slow $(CLUSTERS)
 
 demo: setup
 	$(BIN)/prvr demo --root demo-root

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from leftovers import decoding_children, open_pipes_and_files
 from rendering import read_number, render
 
 from prvr_ray.corpus.container import Limits
@@ -34,14 +35,10 @@ def decoder():
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left_over():
-    before = open_descriptors()
+    before = open_pipes_and_files()
     yield
-    assert psutil.Process().children(recursive=True) == []
-    assert open_descriptors() <= before
-
-
-def open_descriptors():
-    return len(os.listdir("/proc/self/fd"))
+    assert decoding_children() == []
+    assert open_pipes_and_files() <= before
 
 
 def decode(decoder, path, sampling=None, limits=LIMITS, **options):
@@ -82,7 +79,7 @@ def test_one_child_serves_many_files(decoder, tmp_path):
     for _ in range(3):
         assert len(decode(decoder, good)) == 1
         assert failure(decoder, bad).error_class == "decode"
-        children |= {child.pid for child in psutil.Process().children()}
+        children |= {child.pid for child in decoding_children()}
     assert len(children) == 1
 
 
@@ -169,7 +166,7 @@ def test_a_caller_that_wants_no_more_leaves_no_child_at_work(decoder, tmp_path):
     segments = decoder.segments(str(path), Sampling(segment_frames=2), SPECS, LIMITS)
     next(segments)
     segments.close()
-    assert psutil.Process().children() == []
+    assert decoding_children() == []
     assert len(decode(decoder, path)) == 1
 
 
@@ -198,7 +195,7 @@ def wait_for(condition, seconds=20):
 def test_the_child_gets_no_credentials(decoder, tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
     decode(decoder, render(tmp_path / "video.mp4", 3))
-    (child,) = psutil.Process().children()
+    (child,) = decoding_children()
     assert "s3cret" not in str(child.environ())
     assert set(child.environ()) <= {"PATH", "LANG", "LD_LIBRARY_PATH", "PYTHONPATH", "MALLOC_ARENA_MAX",
                                     "OPENBLAS_NUM_THREADS", "LC_CTYPE"}  # fmt: skip

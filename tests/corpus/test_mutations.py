@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
+from leftovers import decoding_children, open_pipes_and_files
 from rendering import render
 
 from prvr_ray.corpus.container import Limits
@@ -61,7 +61,7 @@ def test_mutated_files_give_frames_or_a_failure(tmp_path, originals, count):
     rng = np.random.default_rng(count)
     path = tmp_path / "mutated.mp4"
     outcomes: dict[str, int] = {}
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_pipes_and_files()
     with VideoDecoder(timeout_s=30, stall_s=10, memory_bytes=2**30) as decoder:
         for _ in range(count):
             first, second = rng.choice(len(originals), 2)
@@ -73,8 +73,8 @@ def test_mutated_files_give_frames_or_a_failure(tmp_path, originals, count):
     assert outcomes["frames"] > count // 5
     assert outcomes["decode"] > 0
     assert set(outcomes) <= {"frames", "out_of_memory", *PERMANENT}
-    assert psutil.Process().children(recursive=True) == []
-    assert len(os.listdir("/proc/self/fd")) <= before
+    assert decoding_children() == []
+    assert open_pipes_and_files() <= before
 
 
 def ingested(decoder: VideoDecoder, path: Path) -> str:
