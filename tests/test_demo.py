@@ -15,9 +15,13 @@ SMALL = {
 }
 
 
+# Written anew with the same content: views of the other files, and lists of what is to be read.
+VIEWS = {"reports", "history", "evaluations", "videos.jsonl", "captions.jsonl"}
+
+
 def files_below(root: Path) -> dict[Path, int]:
-    """When each file was last written, but for the report, a view of the others, and the record of what was called."""
-    kept = (path for path in root.rglob("*") if path.is_file() and not {"reports", "history"} & set(path.parts))
+    """When each file was last written."""
+    kept = (path for path in root.rglob("*") if path.is_file() and not VIEWS & set(path.parts))
     return {path: path.stat().st_mtime_ns for path in kept}
 
 
