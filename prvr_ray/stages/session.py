@@ -65,4 +65,4 @@ def _quiet() -> None:
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_TRAIN_ENABLE_V2_WARNINGS", "0")
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # an embedded Ray's token is its own affair
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # a local token
