@@ -95,7 +95,7 @@ def _run(name: str, arguments: Namespace) -> int:
     begun = time.monotonic()
     try:
         summary = command.run(arguments, _settings(arguments))
-    except (ValueError, FileNotFoundError, PermissionError) as error:
+    except (ValueError, OSError) as error:
         return _refuse(str(error))
     summary.setdefault("seconds", round(time.monotonic() - begun, 1))
     _keep_record(name, arguments, summary)

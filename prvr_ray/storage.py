@@ -192,18 +192,18 @@ class S3Store:
         return True
 
     def get(self, key: str) -> bytes:
-        from botocore.exceptions import ClientError
+        from botocore.exceptions import BotoCoreError, ClientError
 
         try:
             return _s3_client().get_object(Bucket=self._bucket, Key=self._key(key))["Body"].read()
-        except ClientError as error:
+        except (BotoCoreError, ClientError) as error:
             raise _as_file_error(error, f"{self.uri}/{key}") from None
 
     def open(self, key: str) -> pa.NativeFile:
         return _s3_filesystem().open_input_file(f"{self._bucket}/{self._key(key)}")
 
     def list(self, prefix: str = "") -> list[StoredObject]:
-        from botocore.exceptions import ClientError
+        from botocore.exceptions import BotoCoreError, ClientError
 
         base = self._key("")
         base = f"{base}/" if base else ""
@@ -214,7 +214,7 @@ class S3Store:
                 for page in pages.paginate(Bucket=self._bucket, Prefix=base + prefix)
                 for item in page.get("Contents", [])
             ]
-        except ClientError as error:
+        except (BotoCoreError, ClientError) as error:
             raise _as_file_error(error, self.uri) from None
 
     def delete(self, key: str) -> None:
@@ -222,12 +222,12 @@ class S3Store:
 
     @contextlib.contextmanager
     def local_file(self, key: str) -> Iterator[Path]:
-        from botocore.exceptions import ClientError
+        from botocore.exceptions import BotoCoreError, ClientError
 
         with _temporary_file(key) as path:
             try:
                 _s3_client().download_file(self._bucket, self._key(key), str(path))
-            except ClientError as error:
+            except (BotoCoreError, ClientError) as error:
                 raise _as_file_error(error, f"{self.uri}/{key}") from None
             yield path
 
@@ -407,13 +407,14 @@ def _temporary_file(key: str) -> Iterator[Path]:
 
 
 def _as_file_error(error: Exception, uri: str) -> Exception:
-    """botocore's missing key or bucket as FileNotFoundError, a refusal as PermissionError; others as they are."""
+    """botocore's missing key or bucket as FileNotFoundError, a refusal as PermissionError, the rest of its errors
+    (no connection, no credentials, a server that stays busy) as ConnectionError."""
     code = str(getattr(error, "response", {}).get("Error", {}).get("Code"))
     if code in ("NoSuchKey", "NoSuchBucket", "404"):
         return FileNotFoundError(f"{uri} does not exist ({code})")
     if code in ("AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch"):
         return PermissionError(f"no permission for {uri} ({code})")
-    return error
+    return ConnectionError(f"{uri}: {error}")
 
 
 @functools.cache

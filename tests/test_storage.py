@@ -350,3 +350,14 @@ def test_an_open_object_of_a_local_store_is_not_copied(tmp_path):
     with contextlib.closing(store.open("big")) as file:
         assert file.read_buffer().size == 50_000_000
         assert pa.total_allocated_bytes() - before < 1_000_000
+
+
+def test_a_server_that_does_not_answer_is_a_connection_error_that_names_the_place(s3_root, monkeypatch):
+    from prvr_ray import storage
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(storage, "_S3_ATTEMPTS", 1)
+    storage._s3_client.cache_clear()
+    with pytest.raises(ConnectionError, match="s3://nowhere/x"):
+        open_store("s3://nowhere/x").list()
+    storage._s3_client.cache_clear()

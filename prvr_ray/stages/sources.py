@@ -36,7 +36,7 @@ def list_sources(videos: str, extensions: list[str]) -> tuple[list[Source], int]
         The sources, and how many files of a folder were skipped for their name.
 
     Raises:
-        ValueError: there is nothing, or the manifest has no `uri`, or it gives one video_id to two files.
+        ValueError: there is nothing, or the manifest has no `uri`, or it gives one video_id to two rows.
     """
     if videos.rpartition(".")[2].lower() in _MANIFESTS:
         return _from_manifest(videos), 0
@@ -77,8 +77,9 @@ def _from_manifest(manifest: str) -> list[Source]:
         known = {"size": item.size, "etag": item.etag} if isinstance(item, StoredObject) else {"missing": item}
         video_id, split = str(row.get("video_id") or row["uri"]), row.get("split") or None
         source = Source(video_id, f"{store.uri}/{key}", split=split, **known)
-        if found.setdefault(video_id, source).uri != source.uri:
-            raise ValueError(f"{manifest} gives video_id {video_id!r} to two files; name a `video_id` for each")
+        if video_id in found:
+            raise ValueError(f"{manifest} gives video_id {video_id!r} to two rows; name a `video_id` for each")
+        found[video_id] = source
     return [found[video_id] for video_id in sorted(found)]
 
 

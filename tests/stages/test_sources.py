@@ -99,7 +99,7 @@ def test_a_manifest_names_videos_anywhere(tmp_path, kind):
 
 def test_a_manifest_that_gives_an_id_twice_is_refused(tmp_path):
     (tmp_path / "list.csv").write_text("uri,video_id\na.mp4,x\nb.mp4,x\n")
-    with pytest.raises(ValueError, match="'x' to two files"):
+    with pytest.raises(ValueError, match="'x' to two rows"):
         list_sources(str(tmp_path / "list.csv"), EXTENSIONS)
 
 
