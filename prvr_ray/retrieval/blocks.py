@@ -90,10 +90,14 @@ class BranchRows:
             return self.stored_RD[rows].float()
         return self.stored_RD.index_select(0, self.order_R[rows]).float()
 
-    def window_of(self, stored_row: int) -> int:
-        """The window that a stored row belongs to."""
-        row = stored_row if self.order_R is None else int((self.order_R == stored_row).nonzero())
-        return int(np.searchsorted(self.offsets, row, side="right")) - 1
+    def take(self, row_N: torch.Tensor) -> torch.Tensor:
+        """Some rows, by their places in reading order, float32."""
+        return self.stored_RD.index_select(0, row_N if self.order_R is None else self.order_R[row_N]).float()
+
+    def first_broken_window(self) -> int:
+        """The first window with a row that holds NaN or infinity; there must be one."""
+        num_windows = len(self.offsets) - 1
+        return next(w for w in range(num_windows) if not self.read(w, w + 1).isfinite().all())
 
 
 @dataclass(frozen=True, eq=False)

@@ -53,15 +53,14 @@ def rank_by_counting(
         wanted = _Relevant(relevant, resident.device)
         counts = {name: _Counts(weights, wanted) for name, weights in weightings.items()}
         names, split = Names(), _SplitVideos()
-        for group, _ in resident.groups(blocks, names):
+        for group in resident.groups(blocks, names):
             split.see(group)
             _score_relevant(resident, group, wanted.pairs(group, names), counts.values())
         for item in counts.values():
             item.hold(split.ordinals(resident.device))
-        for group, norms in resident.groups(blocks, names):
+        for group in resident.groups(blocks, names):
             pairs_3P = wanted.pairs(group, names)
-            for rows in resident.slices():
-                products = resident.products(group, norms, rows)
+            for rows, products in resident.products(group, names.ids):
                 for item in counts.values():
                     item.add(products.fused(item.weights), group, pairs_3P, rows)
         return {name: wanted.ranks(item.total()) for name, item in counts.items()}

@@ -20,15 +20,16 @@ largest |s| that is kept. A product of two bfloat16 is exact in float32; the 8 s
 sum over branches, of r and of s.
 
 The maximum of s over some frames and that of r differ by no more than slack, for x + e / (1 - e) |x| rises with x. So
-slack holds for branch maxima, weighted by |w_b| for the scores
-of windows, and for the best window of a video. Hence a pair whose product lies more than the two slacks below a
-known score cannot reach it. What the bound leaves open goes through the routine, in both modes.
+slack holds for branch maxima and, weighted by |w_b|, for the scores of windows. Hence a pair whose product lies more
+than slack below a score that the routine gave cannot reach that score. What the bound leaves open goes through the
+routine, in both modes.
 
 Shape suffixes: Q queries, W windows, R rows (frames of all windows), D features, K chunks of at most CHUNK rows of one
 window, C rows of a chunk, P pairs of a query and a window, E pairs of a query and a chunk, B branches.
 """
 
 import contextlib
+import itertools
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -38,12 +39,11 @@ import torch
 
 from prvr_ray.retrieval.blocks import BranchRows, WindowGroup, spans
 
-CHUNK = 16  # rows under one kept maximum: what the routine visits again for a selected pair
+CHUNK = 8  # rows under one kept maximum: what the routine visits again for a selected pair
 TYPES = {"exact": torch.float32, "fast": torch.bfloat16}
-_TILE_PRODUCTS = {"cpu": 1 << 19, "cuda": 1 << 28}  # a tile of products stays in the cache, or fills the device
+_TILE_PRODUCTS = {"cpu": 1 << 20, "cuda": 1 << 28}  # a tile of products stays in the cache, or fills the device
 _MAX_TILE_ROWS = 1 << 14
-_ROUTINE_ROWS = 1 << 13  # rows in float32 at a time: 12 MB at 384 features
-_MEASURED_ROWS = 1 << 10
+_ROUTINE_ROWS = 1 << 15  # rows of all branches that the routine may read at a time: 50 MB at 384 features
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,18 +76,17 @@ class Pairs:
     branch_scores_PB: torch.Tensor
 
 
-def measure(rows_ND: torch.Tensor, dtype: torch.dtype) -> Norms:
-    """Measure each row for the bound, for products in `dtype`."""
-    parts = [_measure(part_ND.float(), dtype) for part_ND in rows_ND.split(_MEASURED_ROWS)]
-    norm_N, rounding_N = (torch.cat(column) for column in zip(*parts, strict=True))
-    return Norms(norm_N, rounding_N)
+def measure(rows_ND: torch.Tensor, rounded_ND: torch.Tensor) -> Norms:
+    """Measure each row for the bound.
 
-
-def _measure(rows_ND: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    Args:
+        rows_ND: float32.
+        rounded_ND: the same rows in the type of the products.
+    """
     norm_N = torch.linalg.vector_norm(rows_ND, dim=1)
-    if dtype == torch.float32:
-        return norm_N, torch.zeros_like(norm_N)
-    return norm_N, torch.linalg.vector_norm(rows_ND - rows_ND.to(dtype).float(), dim=1)
+    if rounded_ND.dtype == torch.float32:
+        return Norms(norm_N, torch.zeros_like(norm_N))
+    return Norms(norm_N, torch.linalg.vector_norm(rounded_ND.float().sub_(rows_ND), dim=1))
 
 
 def slack(
@@ -100,7 +99,7 @@ def slack(
         frames: the largest of all frames.
         dim: D.
         dtype: of the products.
-        largest_Q: the largest |s| that is compared; None: what the norms allow.
+        largest_Q: the largest |s| of a window's maximum; None: what the norms allow.
     """
     unit = (dim + 8) * 2.0**-24
     g = unit / (1 - unit)
@@ -109,7 +108,9 @@ def slack(
     operands_Q = queries.rounding * (frames.norm + frames.rounding) + queries.norm * frames.rounding
     largest_Q = (1 + g) * rounded_Q if largest_Q is None else largest_Q
     bound_Q = operands_Q + g * rounded_Q + e / (1 - e) * largest_Q + g * queries.norm * frames.norm
-    return 1.001 * bound_Q + 1e-30  # the bound's own arithmetic, and products that underflow
+    # Half a percent covers the bound's own arithmetic, and chunks whose |s| exceeds that of every window's maximum:
+    # they lie two slacks below it already, and e / (1 - e) of those is 0.4 %. 1e-30: products that underflow.
+    return 1.005 * bound_Q + 1e-30
 
 
 class BranchProducts:
@@ -117,78 +118,115 @@ class BranchProducts:
 
     Attributes:
         window_max_WQ: float32.
+        frame_norms: the largest of the group's frames; not finite where a frame is not.
         slack_Q: the bound for every maximum that is kept.
     """
 
-    def __init__(
-        self, rows: BranchRows, frames: Norms, queries_QD: torch.Tensor, queries: Norms, dtype: torch.dtype
-    ) -> None:
-        self._rows, self._queries_QD = rows, queries_QD
+    def __init__(self, rows: BranchRows, queries_QD: torch.Tensor, queries: Norms, dtype: torch.dtype) -> None:
+        self.rows, self._queries_QD = rows, queries_QD
         lengths_W = np.diff(rows.offsets)
-        chunks = np.concatenate([[0], np.cumsum(-(-lengths_W // CHUNK))])
+        self._first_chunk = np.concatenate([[0], np.cumsum(-(-lengths_W // CHUNK))])
+        self._chunks = torch.from_numpy(self._first_chunk).to(queries_QD.device)
+        self._chunk_rows = torch.from_numpy(_chunk_edges(rows.offsets, self._first_chunk)).to(queries_QD.device)
         num_queries, dim = queries_QD.shape
-        self._chunks = torch.from_numpy(chunks).to(queries_QD.device)
-        self._chunk_max_KQ = queries_QD.new_empty((int(chunks[-1]), num_queries), dtype=dtype)
+        self._chunk_max_KQ = queries_QD.new_empty((int(self._first_chunk[-1]), num_queries), dtype=dtype)
         self.window_max_WQ = queries_QD.new_empty((len(lengths_W), num_queries))
-        queries_DQ = queries_QD.to(dtype).T
-        tile_rows = min(_TILE_PRODUCTS[queries_QD.device.type] // max(1, num_queries), _MAX_TILE_ROWS)
-        for start, stop in _equal_runs(lengths_W, tile_rows):
-            products_WFQ = (rows.read(start, stop).to(dtype) @ queries_DQ).unflatten(0, (stop - start, -1))
-            chunk_max_WKQ = self._chunk_max_KQ[chunks[start] : chunks[stop]].unflatten(0, (stop - start, -1))
-            _chunk_maxima(products_WFQ, chunk_max_WKQ)
-            self.window_max_WQ[start:stop] = chunk_max_WKQ.amax(1)
-        largest_Q = self._chunk_max_KQ.abs().amax(0).float() if dtype == torch.bfloat16 else None
-        self.slack_Q = slack(queries, frames, dim, dtype, largest_Q)
+        self.frame_norms = self._multiply(queries_QD.to(dtype).T)
+        largest_Q = self.window_max_WQ.abs().amax(0) if dtype == torch.bfloat16 else None
+        self.slack_Q = slack(queries, self.frame_norms, dim, dtype, largest_Q)
+
+    def _multiply(self, queries_DQ: torch.Tensor) -> Norms:
+        """Fill the maxima, tile by tile; the largest norms of all frames."""
+        offsets, num_queries = self.rows.offsets, queries_DQ.shape[1]
+        tile_rows = min(_TILE_PRODUCTS[queries_DQ.device.type] // max(1, num_queries), _MAX_TILE_ROWS)
+        tiles = list(spans(offsets, tile_rows))
+        buffer = queries_DQ.new_empty((max(int(offsets[stop] - offsets[start]) for start, stop in tiles), num_queries))
+        largest = []
+        for start, stop in tiles:
+            rows_RD = self.rows.read(start, stop)
+            rounded_RD = rows_RD.to(queries_DQ.dtype)
+            largest.append(measure(rows_RD, rounded_RD).largest())
+            self._keep_maxima(torch.mm(rounded_RD, queries_DQ, out=buffer[: len(rows_RD)]), start, stop)
+        return Norms(torch.stack([n.norm for n in largest]), torch.stack([n.rounding for n in largest])).largest()
+
+    def _keep_maxima(self, products_RQ: torch.Tensor, start: int, stop: int) -> None:
+        """Maxima of the windows [start, stop), whose rows the products are."""
+        offsets = self.rows.offsets
+        for low, high in _equal_runs(np.diff(offsets[start : stop + 1])):
+            run = products_RQ[offsets[start + low] - offsets[start] : offsets[start + high] - offsets[start]]
+            chunks_KQ = self._chunk_max_KQ[self._first_chunk[start + low] : self._first_chunk[start + high]]
+            chunks_WKQ = chunks_KQ.unflatten(0, (high - low, -1))
+            _chunk_maxima(run.unflatten(0, (high - low, -1)), chunks_WKQ)
+            self.window_max_WQ[start + low : start + high] = chunks_WKQ.amax(1)
 
     def score(self, start: int, stop: int, query_P: torch.Tensor, window_P: torch.Tensor) -> torch.Tensor:
-        """The routine's maxima for pairs with the windows [start, stop), sorted by query: (P,) float32."""
-        pair_E, place_E = self._open_chunks(query_P, window_P)
-        offsets = torch.from_numpy(self._rows.offsets - self._rows.offsets[start]).to(query_P.device)
-        window_E = window_P[pair_E]
-        first_E = offsets[window_E] + place_E * CHUNK
-        stop_E = (first_E + CHUNK).minimum(offsets[window_E + 1])
-        dots_EC = row_dots(self._queries_QD, self._rows.read(start, stop), query_P[pair_E], first_E, stop_E)
-        best_P = dots_EC.new_full(query_P.shape, -torch.inf)
-        return best_P.scatter_reduce_(0, pair_E, dots_EC.amax(1), "amax")
+        """The routine's maxima for pairs with the windows [start, stop), sorted by query: (P,) float32.
 
-    def _open_chunks(self, query_P: torch.Tensor, window_P: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The chunks that may hold a pair's best frame: (E,) pairs, ascending, and (E,) places within the window."""
-        if not len(query_P):
-            return query_P, query_P
-        first_P, last_P = self._chunks[window_P], self._chunks[window_P + 1] - 1
-        chunk_PK = first_P[:, None] + torch.arange(int((last_P - first_P).max()) + 1, device=first_P.device)
-        is_own_PK = chunk_PK <= last_P[:, None]
-        max_PK = self._chunk_max_KQ[chunk_PK.minimum(last_P[:, None]), query_P[:, None]]
-        reached_P = self.window_max_WQ[window_P, query_P] - 2 * self.slack_Q[query_P]
-        pair_E, place_E = (is_own_PK & (max_PK >= reached_P[:, None])).nonzero(as_tuple=True)
-        return pair_E, place_E
+        A pair's chunk with the largest product comes first; what lies more than the slack below its score is closed.
+        """
+        span = int(self._first_chunk[start]), int(self._first_chunk[stop])
+        chunk_PK, max_PK = self._chunks_of(query_P, window_P)
+        top_P1 = max_PK.argmax(1, keepdim=True)
+        best_P = self._score_chunks(query_P, chunk_PK.gather(1, top_P1).squeeze(1), *span)
+        max_PK.scatter_(1, top_P1, -torch.inf)
+        pair_E, place_E = (max_PK >= (best_P - self.slack_Q[query_P])[:, None]).nonzero(as_tuple=True)
+        score_E = self._score_chunks(query_P[pair_E], chunk_PK[pair_E, place_E], *span)
+        return best_P.scatter_reduce_(0, pair_E, score_E, "amax")
+
+    def _chunks_of(self, query_P: torch.Tensor, window_P: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The chunks of each pair's window and their largest products, (P, K) both; -inf past the last chunk."""
+        first_P, stop_P = self._chunks[window_P], self._chunks[window_P + 1]
+        most = int((stop_P - first_P).max()) if len(query_P) else 1
+        chunk_PK = first_P[:, None] + torch.arange(most, device=first_P.device)
+        is_past_PK = chunk_PK >= stop_P[:, None]
+        chunk_PK.masked_fill_(is_past_PK, 0)
+        return chunk_PK, self._chunk_max_KQ[chunk_PK, query_P[:, None]].masked_fill_(is_past_PK, -torch.inf)
+
+    def _score_chunks(self, query_E: torch.Tensor, chunk_E: torch.Tensor, low: int, high: int) -> torch.Tensor:
+        """The routine's maximum for queries, ascending, and one chunk each of [low, high): (E,) float32."""
+        rows_RD, place_E = self._read_chunks(chunk_E, low, high)
+        row_EC = place_E[:, None] * CHUNK + torch.arange(CHUNK, device=place_E.device)
+        dots_N = row_dots(self._queries_QD, rows_RD, query_E.repeat_interleave(CHUNK), row_EC.flatten())
+        return dots_N.view_as(row_EC).amax(1)
+
+    def _read_chunks(self, chunk_E: torch.Tensor, low: int, high: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Some chunks among [low, high): the rows of each of them once, (U * CHUNK, D), and each one's place, (E,).
+
+        A window's last chunk is filled up with its last row, which changes no maximum.
+        """
+        is_wanted_K = torch.zeros(high - low, dtype=torch.bool, device=chunk_E.device)
+        is_wanted_K[chunk_E - low] = True
+        first_U, stop_U = self._chunk_rows[low:high][is_wanted_K], self._chunk_rows[low + 1 : high + 1][is_wanted_K]
+        row_UC = first_U[:, None] + torch.arange(CHUNK, device=chunk_E.device)
+        rows_RD = self.rows.take(row_UC.minimum(stop_U[:, None] - 1).flatten())
+        return rows_RD, (is_wanted_K.cumsum(0) - 1)[chunk_E - low]
 
 
 class Products:
     """A window group against a query block, branch by branch."""
 
     def __init__(
-        self,
-        group: WindowGroup,
-        frame_norms: list[Norms],
-        queries: list[torch.Tensor],
-        query_norms: list[Norms],
-        dtype: torch.dtype,
-    ):
+        self, group: WindowGroup, queries: list[torch.Tensor], query_norms: list[Norms], dtype: torch.dtype
+    ) -> None:
         """Multiply.
 
         Args:
             group: W windows.
-            frame_norms: per branch, the largest norms of the group's frames.
             queries: per branch, (Q, D) float32 rows.
             query_norms: per branch, norms of those rows.
             dtype: of the products.
         """
         self.branches = [
-            BranchProducts(*arguments, dtype)
-            for arguments in zip(group.branches, frame_norms, queries, query_norms, strict=True)
+            BranchProducts(*arguments, dtype) for arguments in zip(group.branches, queries, query_norms, strict=True)
         ]
         self.spans = list(spans(np.sum([branch.offsets for branch in group.branches], axis=0), _ROUTINE_ROWS))
+
+    def broken_window(self) -> int | None:
+        """The first window with a frame that holds NaN or infinity."""
+        for branch in self.branches:
+            if not branch.frame_norms.norm.isfinite():
+                return branch.rows.first_broken_window()
+        return None
 
     def fused(self, weights: Sequence[float]) -> "FusedProducts":
         """The products' scores with one weight a branch."""
@@ -240,50 +278,40 @@ def window_dots(
     """
     offsets = torch.from_numpy(rows.offsets).to(query_P.device)
     lengths_P = offsets[window_P + 1] - offsets[window_P]
-    dots_PF = queries_QD.new_full((len(query_P), int(lengths_P.max()) if len(query_P) else 1), -torch.inf)
+    place_F = torch.arange(int(lengths_P.max()) if len(query_P) else 1, device=query_P.device)
+    dots_PF = queries_QD.new_full((len(query_P), len(place_F)), -torch.inf)
     for start, stop in spans(rows.offsets, _ROUTINE_ROWS):
         mine_P = ((window_P >= start) & (window_P < stop)).nonzero().flatten()
         if len(mine_P):
             mine_P = mine_P[query_P[mine_P].argsort(stable=True)]
-            first_P = offsets[window_P[mine_P]] - offsets[start]
-            stop_P = first_P + lengths_P[mine_P]
-            dots = row_dots(queries_QD, rows.read(start, stop), query_P[mine_P], first_P, stop_P)
-            dots_PF[mine_P, : dots.shape[1]] = dots
+            pair_N, place_N = (place_F < lengths_P[mine_P, None]).nonzero(as_tuple=True)
+            pair_N = mine_P[pair_N]
+            row_N = offsets[window_P[pair_N]] - offsets[start] + place_N
+            dots_PF[pair_N, place_N] = row_dots(queries_QD, rows.read(start, stop), query_P[pair_N], row_N)
     return dots_PF
 
 
 def row_dots(
-    queries_QD: torch.Tensor,
-    rows_RD: torch.Tensor,
-    query_E: torch.Tensor,
-    first_E: torch.Tensor,
-    stop_E: torch.Tensor,
+    queries_QD: torch.Tensor, rows_RD: torch.Tensor, query_N: torch.Tensor, row_N: torch.Tensor
 ) -> torch.Tensor:
-    """The routine: dot products of a query with consecutive rows, for E such wishes.
+    """The routine: the dot products of N pairs of a query and a row, each of which depends on its two rows alone.
 
     Args:
         queries_QD, rows_RD: float32.
-        query_E: ascending.
-        first_E, stop_E: rows [first, stop) of rows_RD.
+        query_N: ascending.
+        row_N: places in rows_RD.
 
     Returns:
-        (E, C) float32 with C the longest range, -inf past a shorter one's end. Each value depends on its two rows
-        alone.
+        (N,) float32.
     """
-    length_E = stop_E - first_E
-    longest = int(length_E.max()) if len(length_E) else 1
-    place_C = torch.arange(longest, device=first_E.device)
-    is_wanted_EC = place_C < length_E[:, None]
-    column_N = (first_E[:, None] + place_C)[is_wanted_EC]
-    per_query_Q = torch.zeros(len(queries_QD) + 1, dtype=torch.int64, device=first_E.device)
-    edges = per_query_Q.index_add_(0, query_E + 1, length_E).cumsum(0)
+    stop_Q = torch.bincount(query_N, minlength=len(queries_QD)).cumsum(0)
+    edges = torch.cat([stop_Q.new_zeros(1), stop_Q])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         wanted = torch.sparse_csr_tensor(
-            edges, column_N, rows_RD.new_zeros(len(column_N)), (len(queries_QD), len(rows_RD)), check_invariants=False
+            edges, row_N, rows_RD.new_zeros(len(row_N)), (len(queries_QD), len(rows_RD)), check_invariants=False
         )
-    dots_N = torch.sparse.sampled_addmm(wanted, queries_QD, rows_RD.T, beta=0.0).values()
-    return dots_N.new_full(is_wanted_EC.shape, -torch.inf).masked_scatter_(is_wanted_EC, dots_N)
+    return torch.sparse.sampled_addmm(wanted, queries_QD, rows_RD.T, beta=0.0).values()
 
 
 def _chunk_maxima(products_WFQ: torch.Tensor, chunk_max_WKQ: torch.Tensor) -> None:
@@ -296,13 +324,16 @@ def _chunk_maxima(products_WFQ: torch.Tensor, chunk_max_WKQ: torch.Tensor) -> No
         torch.amax(products_WFQ[:, whole * CHUNK :], 1, keepdim=True, out=chunk_max_WKQ[:, whole:])
 
 
-def _equal_runs(lengths_W: np.ndarray, max_rows: int) -> Iterator[tuple[int, int]]:
-    """Cut sorted windows into ranges of one length and of about max_rows rows."""
-    borders = np.flatnonzero(np.diff(lengths_W)) + 1
-    for low, high in zip([0, *borders.tolist()], [*borders.tolist(), len(lengths_W)], strict=True):
-        step = max(1, max_rows // int(lengths_W[low]))
-        for start in range(low, high, step):
-            yield start, min(start + step, high)
+def _chunk_edges(offsets: np.ndarray, first_chunk: np.ndarray) -> np.ndarray:
+    """Rows at which chunks begin, and the end: (K + 1,)."""
+    place_K = np.arange(first_chunk[-1]) - np.repeat(first_chunk[:-1], np.diff(first_chunk))
+    return np.append(np.repeat(offsets[:-1], np.diff(first_chunk)) + place_K * CHUNK, offsets[-1])
+
+
+def _equal_runs(lengths_W: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Cut windows into ranges [low, high) of one length."""
+    borders = (np.flatnonzero(np.diff(lengths_W)) + 1).tolist()
+    yield from itertools.pairwise([0, *borders, len(lengths_W)])
 
 
 @contextlib.contextmanager

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from prvr_ray.retrieval.blocks import Array, FrameBlock, Names, WindowGroup, as_tensor, window_groups
-from prvr_ray.retrieval.products import TYPES, FusedProducts, Norms, Pairs, Products, full_precision, measure
+from prvr_ray.retrieval.products import TYPES, FusedProducts, Pairs, Products, full_precision, measure
 from prvr_ray.retrieval.topk import Answers, merge_top_k, side_by_side
 
 __all__ = ["FrameBlock", "QueryBlocks", "TopK", "search"]
 
 _QUERY_BLOCK = {"cpu": 2048, "cuda": 16_384}
-_GROUP_ROWS = 1 << 17  # rows of the first branch in one group: 100 MB of float16 at 384 features
+_GROUP_ROWS = 1 << 18  # rows of the first branch in one group: 200 MB of float16 at 384 features
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,17 +93,32 @@ class Search:
     def add(self, blocks: Iterable[FrameBlock]) -> None:
         """Search more blocks."""
         with full_precision():
-            for group, norms in self._queries.groups(blocks, self._names, self.num_windows):
+            for group in self._queries.groups(blocks, self._names, self.num_windows):
                 self.num_windows += len(group)
-                for rows in self._queries.slices():
-                    self._add(self._queries.products(group, norms, rows), group, rows)
+                for rows, products in self._queries.products(group, self.names):
+                    self.best[rows] = self._merged(products.fused(self._weights), group, self.best[rows])
 
-    def _add(self, products: Products, group: WindowGroup, rows: slice) -> None:
-        best = self.best[rows]
-        k, num_extras = best.extras_QKE.shape[1:]
-        answers = _candidates(products.fused(self._weights), group, best.scores_QK, num_extras)
+    def _merged(self, products: FusedProducts, group: WindowGroup, best: Answers) -> Answers:
+        """The best so far with one group's windows among them.
+
+        The windows that the products put first are scored at once. The k-th best score is then a known one, and what
+        lies more than the slack below it cannot reach it.
+        """
+        known_Q, slack_Q = best.scores_QK[:, -1], products.slack_Q
+        likely_WQ = products.scores_WQ >= known_Q.maximum(
+            _kth_video(products.scores_WQ, group, best.scores_QK.shape[1])
+        )
+        best = self._with_scored(products, likely_WQ, group, best)
+        open_WQ = products.scores_WQ >= best.scores_QK[:, -1] - slack_Q
+        return self._with_scored(products, open_WQ & ~likely_WQ, group, best)
+
+    def _with_scored(
+        self, products: FusedProducts, wanted_WQ: torch.Tensor, group: WindowGroup, best: Answers
+    ) -> Answers:
+        num_queries, k, num_extras = best.extras_QKE.shape
+        answers = _by_query(products.score(wanted_WQ), group, num_queries, num_extras)
         repeats = group.repeats_within or group.repeats_earlier
-        self.best[rows] = merge_top_k(side_by_side([best, answers]), k, self.names, repeats)
+        return merge_top_k(side_by_side([best, answers]), k, self.names, repeats)
 
     def top_k(self) -> TopK:
         """The answers so far."""
@@ -134,49 +149,30 @@ class QueryBlocks:
             raise ValueError(f"queries of shapes {shapes}: every branch needs one (Q, D) matrix, Q alike")
         self._dtype = TYPES[mode]
         self.num_queries, self.device = shapes[0][0], self.branches[0].device
-        self._norms = [measure(rows_QD, self._dtype) for rows_QD in self.branches]
+        self._norms = [measure(rows_QD, rows_QD.to(self._dtype)) for rows_QD in self.branches]
         for item in self._norms:
             if (row := item.first_broken()) is not None:
                 raise ValueError(f"the vector of query {row} holds NaN or infinity")
 
-    def groups(
-        self, blocks: Iterable[FrameBlock], names: Names, first_window: int = 0
-    ) -> Iterator[tuple[WindowGroup, list[Norms]]]:
-        """The blocks' windows as groups on the queries' device, with each branch's largest norms."""
+    def groups(self, blocks: Iterable[FrameBlock], names: Names, first_window: int = 0) -> Iterator[WindowGroup]:
+        """The blocks' windows as groups on the queries' device."""
         dims = [rows_QD.shape[1] for rows_QD in self.branches]
         for group in window_groups(blocks, names, self.device, _GROUP_ROWS, first_window):
             found = [branch.stored_RD.shape[1] for branch in group.branches]
             if found != dims:
                 raise ValueError(f"frames have branches of {found} features, the queries {dims}")
-            norms = [measure(branch.stored_RD, self._dtype) for branch in group.branches]
-            for item, branch in zip(norms, group.branches, strict=True):
-                if (row := item.first_broken()) is not None:
-                    video_id = names.ids[int(group.videos_W[branch.window_of(row)])]
-                    raise ValueError(f"frames of video {video_id!r} hold NaN or infinity")
-            yield group, [item.largest() for item in norms]
+            yield group
 
-    def slices(self) -> list[slice]:
-        """Rows of each query block."""
+    def products(self, group: WindowGroup, names: Sequence[str]) -> Iterator[tuple[slice, Products]]:
+        """One group multiplied with each query block, and that block's rows."""
         step = _QUERY_BLOCK[self.device.type]
-        return [slice(start, start + step) for start in range(0, self.num_queries, step)]
-
-    def products(self, group: WindowGroup, frame_norms: list[Norms], rows: slice) -> Products:
-        """Multiply one group with one query block."""
-        queries = [rows_QD[rows] for rows_QD in self.branches]
-        return Products(group, frame_norms, queries, [item[rows] for item in self._norms], self._dtype)
-
-
-def _candidates(products: FusedProducts, group: WindowGroup, best_QK: torch.Tensor, num_extras: int) -> Answers:
-    """Every window of the group that may be some query's answer, scored.
-
-    Args:
-        best_QK: scores of the best k so far.
-    """
-    reached_Q = best_QK[:, -1] - products.slack_Q
-    if not reached_Q.isfinite().all():
-        reached_Q = reached_Q.maximum(_kth_video(products.scores_WQ, group, best_QK.shape[1]) - 2 * products.slack_Q)
-    pairs = products.score(products.scores_WQ >= reached_Q)
-    return _by_query(pairs, group, len(reached_Q), num_extras)
+        for start in range(0, self.num_queries, step):
+            rows = slice(start, start + step)
+            queries = [rows_QD[rows] for rows_QD in self.branches]
+            products = Products(group, queries, [item[rows] for item in self._norms], self._dtype)
+            if (window := products.broken_window()) is not None:
+                raise ValueError(f"frames of video {names[int(group.videos_W[window])]!r} hold NaN or infinity")
+            yield rows, products
 
 
 def _kth_video(scores_WQ: torch.Tensor, group: WindowGroup, k: int) -> torch.Tensor:
