@@ -81,8 +81,8 @@ def product_alone(block: FrameBlock, queries: list[tuple[float, np.ndarray]]) ->
         for rows_RD, queries_QD in pairs:
             queries_QD.numpy() @ rows_RD.numpy().T
 
-    layouts = [partial(layout, rows) for layout in (frames_first, queries_first) for rows in TILE_ROWS]
-    return min(seconds(work) for work in (*layouts, numpy_whole))
+    tiled = [partial(layout, rows) for layout in (frames_first, queries_first) for rows in TILE_ROWS]
+    return min(seconds(numpy_whole), *map(seconds, tiled))
 
 
 def examined_share(block: FrameBlock, queries: list[tuple[float, np.ndarray]], mode: str) -> float:
