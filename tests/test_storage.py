@@ -387,3 +387,20 @@ def test_a_server_that_does_not_answer_is_a_connection_error_that_names_the_plac
     with pytest.raises(ConnectionError, match="s3://nowhere/x"):
         open_store("s3://nowhere/x").list()
     storage._s3_client.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda store: store.put("x", b""),
+        lambda store: store.put_if_absent("x", b""),
+        lambda store: store.get("x"),
+        lambda store: store.list(),
+        lambda store: store.delete("x"),
+        lambda store: store.local_file("x").__enter__(),
+    ],
+    ids=["put", "put_if_absent", "get", "list", "delete", "local_file"],
+)
+def test_a_refusal_is_a_permission_error_that_names_the_place(refusing_s3, use):
+    with pytest.raises(PermissionError, match=f"no permission for {refusing_s3}"):
+        use(open_store(refusing_s3))
