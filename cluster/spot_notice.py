@@ -1,9 +1,10 @@
 """Tells Ray that the cloud is about to take this spot node: training then checkpoints, and nothing new starts here.
 
-    python cluster/spot_notice.py aws | gcp [OPTIONS of `ray drain-node`]
+    python cluster/spot_notice.py aws | gcp | kubernetes [OPTIONS of `ray drain-node`]
 
 Runs on every worker node beside Ray (aws.yaml and gcp.yaml start it) and asks the machine's metadata service every few
-seconds. AWS tells two minutes ahead, Google Cloud thirty seconds. On Kubernetes the node's own drain does the same.
+seconds. AWS tells two minutes ahead, Google Cloud thirty seconds. On Kubernetes it is the pods' preStop hook: there the
+notice is that the pod is to end, and the pod stays until the hook returns.
 """
 
 import os
@@ -14,17 +15,21 @@ import urllib.error
 import urllib.request
 
 METADATA = os.environ.get("METADATA_URL", "http://169.254.169.254")
-AHEAD_S = {"aws": 120, "gcp": 30}
+AHEAD_S = {"aws": 120, "gcp": 30, "kubernetes": 15}  # GKE gives a pod on a spot node no more
 POLL_S = 2.0
 ANSWER_S = 2.0
 
 
 def main(cloud: str, options: list[str]) -> int:
     """Wait for the notice, pass it on once, and end."""
-    while not is_told(cloud):
+    while cloud != "kubernetes" and not is_told(cloud):
         time.sleep(POLL_S)
+    end = time.monotonic() + AHEAD_S[cloud]
     command = ["ray", "drain-node", "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot notice"]
-    return subprocess.run([*command, "--deadline-remaining-seconds", str(AHEAD_S[cloud]), *options]).returncode
+    told = subprocess.run([*command, "--deadline-remaining-seconds", str(AHEAD_S[cloud]), *options])
+    if cloud == "kubernetes":
+        time.sleep(max(0.0, end - time.monotonic()))
+    return told.returncode
 
 
 def is_told(cloud: str) -> bool:

@@ -1,9 +1,11 @@
 """What tests share: the folder of real files, an S3 server on loopback, and one small embedded Ray."""
 
+import http.server
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -70,6 +72,38 @@ def s3_root(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     bucket = f"test-{uuid.uuid4().hex[:12]}"
     boto3.client("s3").create_bucket(Bucket=bucket)
     return f"s3://{bucket}/collection"
+
+
+@pytest.fixture
+def refusing_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A URI, s3://BUCKET/collection, of a server that refuses whatever is asked; AWS variables point there."""
+    from prvr_ray import storage
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Refuse) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "testing")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        storage._s3_client.cache_clear()
+        yield "s3://forbidden/collection"
+        server.shutdown()
+    storage._s3_client.cache_clear()
+
+
+class _Refuse(http.server.BaseHTTPRequestHandler):
+    def _refuse(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+        self.send_response(403)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body if self.command != "HEAD" else b"")
+
+    do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = _refuse
+
+    def log_message(self, *arguments: object) -> None:
+        pass
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from jsonargparse import Namespace
+from small_clip import write_small_clip
 
 from prvr_ray import cli
 from prvr_ray.commands import COMMANDS, Command
@@ -90,6 +91,36 @@ def test_a_wrong_settings_file_is_one_line_and_exit_code_2(train_settings, capsy
     assert run_train("--config", str(file)) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert not train_settings
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "import --layout jsonl --source {folder}/captions.jsonl --root {root}",
+        "ingest --videos {folder} --root {root} --encoder {encoder}",
+        "ingest --videos {root}/videos --root {folder} --encoder {encoder}",
+        "train --root {root} --run r",
+        "tune --root {root} --study s",
+        "index --root {root} --run r --index i",
+        "score --root {root} --index i --queries test --output o",
+        "evaluate --root {root} --run r --split test",
+        "search --root {root} --index i text",
+        "report --root {root} --run r",
+        "status --root {root}",
+        "compact --root {root}",
+        "gc --root {root}",
+        "remove v --root {root}",
+    ],
+)
+def test_no_permission_on_the_bucket_is_one_line_and_exit_code_2(refusing_s3, tmp_path, capsys, command):
+    (tmp_path / "captions.jsonl").write_text('{"video_id": "a.mp4", "text": "a"}\n')
+    (tmp_path / "a.mp4").write_bytes(b"")
+    encoder = write_small_clip(tmp_path / "encoder")[0] if "{encoder}" in command else ""
+    words = command.format(folder=tmp_path, root=refusing_s3, encoder=encoder).split()
+    assert cli.main(words) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert f"no permission for {refusing_s3}" in lines[0]
 
 
 def test_missing_flags_are_named(capsys):

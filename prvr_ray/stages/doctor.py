@@ -115,7 +115,7 @@ def _gpus(num_promised: int) -> Check:
     if not num_promised:
         return Check("gpus", True, "none")
     environment = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
-    command = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+    command = [sys.executable, "-c", _COUNT_GPUS]
     counted = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_NODE_S)
     num_seen = int(counted.stdout or 0)
     detail = f"Ray counts {num_promised}, torch sees {num_seen}"

@@ -4,7 +4,7 @@ What a job is made of, and what its workers do, stands in `score_job`, its plann
 dealt out.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 import torch
+from ray.exceptions import OutOfMemoryError, RayActorError
 
 from prvr_ray.collection import existing_collection
 from prvr_ray.config import ScoreSettings
@@ -26,6 +27,7 @@ from prvr_ray.stages.session import connect
 from prvr_ray.storage import exists, put_json
 
 Json = dict[str, Any]
+_MOST_LOSSES = 5  # of the scorers of one task: after that the task is taken to be what ends them
 
 
 def score(
@@ -97,21 +99,50 @@ def _run(
 
 
 def _deal(scorers: list[Any], method: str, tasks: list[tuple], unit: str, sizes: list[int] | None = None) -> None:
-    """Give each scorer that has come up a task, and the next one when it is done. The first error ends the job."""
-    waiting = deque(zip(tasks, sizes or [1] * len(tasks), strict=True))
-    hands: dict[Any, tuple[Any, int]] = {scorer.ready.remote(): (scorer, 0) for scorer in scorers}
-    num_done = 0
-    with Steps(method, sum(size for _, size in waiting), unit) as steps:
-        while num_done < len(tasks):
+    """Give each scorer that has come up a task, and the next one when it is done. The first error ends the job.
+
+    The task of a lost scorer goes to the next free one, for no node may come where Ray could start the lost one again.
+    A task that is done twice puts the same content under the same name.
+    """
+    sizes = sizes or [1] * len(tasks)
+    waiting, losses = deque(range(len(tasks))), Counter[int]()
+    free: list[Any] = []
+    hands: dict[Any, tuple[Any, int | None]] = {scorer.ready.remote(): (scorer, None) for scorer in scorers}
+    num_left = len(tasks)
+    with Steps(method, sum(sizes), unit) as steps:
+        while num_left:
+            while free and waiting:
+                scorer, next_task = free.pop(), waiting.popleft()
+                call = getattr(scorer, method).options(max_task_retries=0)
+                hands[call.remote(*tasks[next_task])] = scorer, next_task
             (done, *_), _ = ray.wait(list(hands))
-            scorer, size = hands.pop(done)
-            if error := ray.get(done):
-                raise ValueError(error)
-            num_done += size > 0
-            steps.advance(size)
-            if waiting:
-                arguments, size = waiting.popleft()
-                hands[getattr(scorer, method).remote(*arguments)] = scorer, size
+            scorer, task = hands.pop(done)
+            if task is None:
+                ray.get(done)
+                free.append(scorer)
+            elif _is_done(done, method, losses[task]):
+                num_left -= 1
+                steps.advance(sizes[task])
+                free.append(scorer)
+            else:
+                losses[task] += 1
+                waiting.append(task)
+                hands[scorer.ready.remote()] = scorer, None
+
+
+def _is_done(answer: Any, method: str, num_losses: int) -> bool:
+    """Whether a task has ended, or its scorer was lost. Raises ValueError: why the job cannot go on."""
+    try:
+        reason = ray.get(answer)
+    except (RayActorError, OutOfMemoryError) as error:
+        if num_losses == _MOST_LOSSES:
+            raise ValueError(
+                f"one task of {method!r} lost {num_losses + 1} scorers; the last: {str(error).strip().splitlines()[-1]}"
+            ) from None
+        return False
+    if reason:
+        raise ValueError(reason)
+    return True
 
 
 def _query_files(rows: pa.Table, queries: QueryPlan) -> list[tuple[int, pa.Table]]:

@@ -6,10 +6,11 @@ import os
 import socket
 from collections.abc import Iterator
 
+import grpc
 import ray
 
 _EMBEDDED_STORE_BYTES = 1 * 2**30
-_KNOCK_S = 10.0
+_KNOCK_S = 5.0
 
 
 @contextlib.contextmanager
@@ -39,8 +40,7 @@ def connect(address: str | None = None) -> Iterator[None]:
 
 def _start(address: str | None) -> None:
     if address:
-        _knock(address)
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        _join(address)
         return
     ray.init(
         address="local",
@@ -51,13 +51,34 @@ def _start(address: str | None) -> None:
     )
 
 
+def _join(address: str) -> None:
+    try:
+        _knock(address)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+    except OSError as error:
+        raise ValueError(f"no Ray cluster at {address!r}: {error}") from error
+    except RuntimeError as error:  # such as another version of Ray or Python
+        raise ValueError(f"cannot join the Ray cluster at {address!r}: {' '.join(str(error).split())}") from error
+
+
 def _knock(address: str) -> None:
-    """Fail soon where nothing listens: Ray itself tries for minutes."""
+    """Fail soon where nothing listens, or something that is not Ray: Ray itself tries for minutes."""
     if address.startswith(("http://", "https://")):
         raise ConnectionError("this is a dashboard; `prvr submit COMMAND --address` sends jobs to it")
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if port.isdigit():
         socket.create_connection((host, int(port)), timeout=_KNOCK_S).close()
+        _expect_grpc(f"{host}:{port}")
+
+
+def _expect_grpc(address: str) -> None:
+    if os.environ.get("RAY_USE_TLS"):
+        return
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=_KNOCK_S)
+        except grpc.FutureTimeoutError:
+            raise ConnectionError("what answers there is not Ray; its own port is 6379, Ray Client's 10001") from None
 
 
 def _quiet() -> None:

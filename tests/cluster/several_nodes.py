@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from clusters import BIN, STORE_BYTES
+from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2
 
 POLL_S = 0.05
 
@@ -41,6 +43,13 @@ class Nodes:
     def kill(self, node: Any) -> None:
         """End a node suddenly, as a cloud does."""
         self._cluster.remove_node(node, allow_graceful=False)
+
+    def announce_end(self, node: Any, seconds_ahead: int) -> None:
+        """Drain a node, as an autoscaler does with a cloud's notice."""
+        deadline_ms = int((time.time() + seconds_ahead) * 1000)
+        preemption = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        is_accepted, reason = GcsClient(self.address).drain_node(node.node_id, preemption, "spot", deadline_ms)
+        assert is_accepted, reason
 
     def clear(self) -> None:
         """End all nodes but the head."""

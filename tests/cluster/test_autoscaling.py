@@ -2,38 +2,20 @@
 
 import time
 from collections import Counter
-from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
-from clusters import STORE_BYTES, Head, running_head
+from clusters import Head, running_head
+from launched import shrunken_aws
 from ray._raylet import GcsClient
-from ray.autoscaler._private.util import prepare_config
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply, NodeStatus
 from ray.util.state import list_tasks
+from served import add_run, add_videos
 from several_nodes import running
 from worlds import NUM_FRAMES, random_encoder, render_videos
 
 from prvr_ray.collection import open_collection
 
-AWS = Path(__file__).parents[2] / "cluster/aws.yaml"
-MOST_NODES = 2  # of one type
-IDLE_S = 6.0
 NUM_VIDEOS = 40
-
-
-def shrunken_aws() -> dict[str, Any]:
-    """aws.yaml for nodes that are processes: two CPUs each, at most two of a type, ended after seconds without work."""
-    config = prepare_config(yaml.safe_load(AWS.read_text()))
-    types = config["available_node_types"]
-    for node in types.values():
-        node["node_config"] = {}
-    for name in set(types) - {config["head_node_type"]}:
-        types[name]["resources"] |= {"CPU": 2, "object_store_memory": STORE_BYTES}
-        types[name]["max_workers"] = MOST_NODES
-    types["ray.head.default"] = types.pop(config["head_node_type"])
-    return {**config, "head_node_type": "ray.head.default", "idle_timeout_minutes": IDLE_S / 60}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +42,7 @@ def test_nodes_come_for_ingest_share_its_work_and_go(head, tmp_path):
         "--encoder", random_encoder(tmp_path / "encoder"), "--ingest.batch_frames", "3",
         "--ingest.num_decoders", "2", "--ingest.decoder_cpus", "2", "--ingest.decoder_labels", '{"pool": "decode"}',
         "--ingest.max_encoders", "2", "--ingest.encoder_cpus", "1", "--ingest.encoder_gpus", "1",
-        "--ingest.encoder_labels", '{"pool": "gpu"}',
+        "--ingest.encoder_labels", '{"ray.io/accelerator-type": "L4"}',
     ]  # fmt: skip
     with running(tmp_path, *command) as ingest:
         while ingest.process.poll() is None:
@@ -77,6 +59,24 @@ def test_nodes_come_for_ingest_share_its_work_and_go(head, tmp_path):
     assert {seen[node] for node in worked["DecodeVideos"]} == {"decode"}
     assert {seen[node] for node in worked["EncodePacks"]} <= {"gpu-spot", "gpu-on-demand"}
     wait_until_no_nodes(head)
+
+
+@pytest.mark.slow
+def test_a_gpu_job_where_no_node_type_has_gpus_ends_within_a_minute_and_names_them(tmp_path):
+    config = shrunken_aws()
+    types = {name: node for name, node in config["available_node_types"].items() if "GPU" not in node["resources"]}
+    add_videos(tmp_path, ["v0"])
+    add_run(tmp_path)
+    command = ["index", "--root", str(tmp_path), "--run", "run", "--index", "i", "--index.indexer_gpus", "1"]
+    with running_head(num_cpus=0, autoscaling={**config, "available_node_types": types}) as head:
+        begun = time.monotonic()
+        with running(tmp_path, *command, "--address", head.address) as index:
+            assert index.process.wait(timeout=70) == 2
+        assert time.monotonic() - begun < 60
+    (said,) = index.log.read_text().splitlines()
+    assert said.startswith("prvr: the cluster cannot give 1 indexer(s) of CPU 1, GPU 1 each: no node has ")
+    assert "1 GPU (at most 0)" in said
+    assert "no node type of its autoscaler does" in said
 
 
 def nodes_of_tasks(head: Head) -> dict[str, Counter]:

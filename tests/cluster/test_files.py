@@ -3,6 +3,7 @@
 import copy
 import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,46 @@ def test_workers_start_what_the_image_holds(name):
 
 
 @pytest.mark.parametrize("name", LAUNCHER_FILES)
+def test_workers_have_disks_and_an_object_store_that_fits_the_shared_memory(name):
+    """Ray starts a container with shared memory of 30 % of its node's memory."""
+    config = read(name)
+    memory_gib = {"c7i.8xlarge": 64, "n2-standard-32": 128, "g6.2xlarge": 32, "g2-standard-8": 32}
+    for key, node in config["available_node_types"].items():
+        (disk,) = node["node_config"].get("BlockDeviceMappings") or node["node_config"]["disks"]
+        size = disk["Ebs"]["VolumeSize"] if "Ebs" in disk else int(disk["initializeParams"]["diskSizeGb"])
+        assert size >= 100
+        if key != config["head_node_type"]:
+            memory = memory_gib[machine(node)] * 2**30
+            assert memory / 8 < node["resources"]["object_store_memory"] < 0.3 * memory
+
+
+def machine(node: Values) -> str:
+    return node["node_config"].get("InstanceType") or node["node_config"]["machineType"]
+
+
+def test_no_node_of_aws_gets_the_security_group_that_ray_opens_to_everyone():
+    assert all(node["node_config"]["SecurityGroupIds"] for node in read("aws.yaml")["available_node_types"].values())
+
+
+def test_the_image_holds_pinned_what_the_launchers_of_both_clouds_need():
+    """Ray's autoscaler runs in the head's container: boto3 is a dependency, Google's client an extra."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert "'.[gcp]'" in (CLUSTER / "Dockerfile").read_text()
+    pinned = re.findall(r"^([\w.-]+)==", (REPOSITORY / "constraints.txt").read_text(), re.M)
+    for requirement in [*project["dependencies"], *project["optional-dependencies"]["gcp"]]:
+        assert re.match(r"[\w.-]+", requirement)[0].lower() in [name.lower() for name in pinned]
+
+
+def test_the_table_of_costs_names_the_machines_of_the_files():
+    rows = re.findall(r"^\| (head|decode|gpu) \| (\S+) \|.*?\| (\S+) \|", (CLUSTER / "README.md").read_text(), re.M)
+    assert len(rows) == 3
+    for kind, *machines in rows:
+        for file, named in zip(LAUNCHER_FILES, machines, strict=True):
+            types = read(file)["available_node_types"]
+            assert {machine(node) for key, node in types.items() if key.partition("-")[0] == kind} == {named}
+
+
+@pytest.mark.parametrize("name", LAUNCHER_FILES)
 def test_nodes_carry_roles_instead_of_keys(name):
     text = (CLUSTER / name).read_text()
     assert not re.search(r"AKIA|aws_secret|private_key|credentials:", text)
@@ -117,6 +158,52 @@ def test_every_manifest_describes_the_same_cluster():
     specs = cluster_specs()
     assert len(specs) == 1 + len(STAGES)
     assert all(spec == specs["raycluster.yaml"] for spec in specs.values())
+
+
+def test_pods_of_the_head_stay_and_those_of_workers_tell_ray_of_their_end():
+    spec = cluster_specs()["raycluster.yaml"]
+    head = spec["headGroupSpec"]
+    (term,) = affinity(head)["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert {rule["operator"] for rule in term["matchExpressions"]} == {"NotIn"}
+    assert head["rayStartParams"]["num-cpus"] == "0"
+    for group in spec["workerGroupSpecs"]:
+        wishes = affinity(group)["preferredDuringSchedulingIgnoredDuringExecution"]
+        assert [rule["key"] for wish in wishes for rule in wish["preference"]["matchExpressions"]] == [
+            rule["key"] for rule in term["matchExpressions"]
+        ]
+        (container,) = group["template"]["spec"]["containers"]
+        python, script, cloud = container["lifecycle"]["preStop"]["exec"]["command"]
+        assert (python, in_repository(script), cloud) == ("python", CLUSTER / "spot_notice.py", "kubernetes")
+        assert group["minReplicas"] == 0 < group["maxReplicas"]
+
+
+def affinity(group: Values) -> Values:
+    return group["template"]["spec"]["affinity"]["nodeAffinity"]
+
+
+def test_pods_have_a_service_account_and_shared_memory_for_the_object_store():
+    spec = cluster_specs()["raycluster.yaml"]
+    for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]:
+        assert group["template"]["spec"]["serviceAccountName"] == "prvr-ray"
+    for group in spec["workerGroupSpecs"]:
+        (volume,) = group["template"]["spec"]["volumes"]
+        gib = int(volume["emptyDir"]["sizeLimit"].removesuffix("Gi"))
+        assert int(group["rayStartParams"]["object-store-memory"]) < gib * 2**30
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_rayjobs_retry_on_a_new_cluster_within_a_deadline_and_clean_up(stage):
+    spec = yaml.safe_load((CLUSTER / f"kuberay/rayjob-{stage}.yaml").read_text())["spec"]
+    assert spec["backoffLimit"] > 0 == spec["submitterConfig"]["backoffLimit"]
+    assert spec["activeDeadlineSeconds"] >= 3600
+    assert spec["shutdownAfterJobFinishes"]
+    assert spec["ttlSecondsAfterFinished"] <= 3600
+
+
+def test_rayjobs_differ_only_in_name_command_and_deadline():
+    texts = {stage: (CLUSTER / f"kuberay/rayjob-{stage}.yaml").read_text() for stage in STAGES}
+    own = r"(?m)^    (python|--).*\n|activeDeadlineSeconds: .*|(?<=[ -]){}\b"
+    assert len({re.sub(own.format(stage), "", text) for stage, text in texts.items()}) == 1
 
 
 def test_one_ray_version_in_images_manifests_and_constraints():

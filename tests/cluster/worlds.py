@@ -3,10 +3,17 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import torch
 from rendering import render
 from safetensors.torch import save_file
+
+from prvr_ray.corpus.container import Limits
+from prvr_ray.corpus.frames import FrameSpec
+from prvr_ray.corpus.packets import Sampling
+from prvr_ray.corpus.video import read_segments
+from prvr_ray.encoders import describe_encoder, load_encoder
 
 NUM_FRAMES = 6  # of one video at 1 frame/s
 _CONFIG = {
@@ -34,3 +41,11 @@ def random_encoder(folder: Path) -> str:
     save_file({name: value.clone() for name, value in model.state_dict().items()}, folder / "weights.safetensors")
     (folder / "model.json").write_text(json.dumps({"model_cfg": _CONFIG}))
     return f"{folder}/model.json:{folder}/weights.safetensors"
+
+
+def vectors_of(video: Path, encoder: str) -> np.ndarray:
+    """(F, D) of a video at 1 frame/s, from one process: no Ray, no batches across videos."""
+    spec = describe_encoder(encoder)
+    frame_spec = FrameSpec(spec.image_size, spec.resize_mode, spec.interpolation, spec.fill_color)
+    (whole,) = read_segments(str(video), Sampling(1.0), [frame_spec], Limits())
+    return load_encoder(encoder).encode_frames(whole.frames[0])

@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 from clusters import BIN, Head, running_head
 from ray.job_submission import JobSubmissionClient
+from served import add_run, add_videos
 
 from prvr_ray import cli
 from prvr_ray.stages.jobs import job_status, stop_job, submit
@@ -107,3 +109,42 @@ def test_bad_input_is_one_clear_line(head, tmp_path, other_version, capsys):
         lines = capsys.readouterr().err.strip().splitlines()
         assert len(lines) == 1, lines
         assert expected in lines[0]
+
+
+# In a process of its own, for this one may have a Ray already: a line of JSON for every command, [exit code, its line].
+IN_TURN = """
+import contextlib, io, json, sys
+import ray
+from prvr_ray.cli import main
+
+def run(*arguments):
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        code = main(["index", "--root", sys.argv[1], "--run", "run", "--index", "i", *arguments])
+    print(json.dumps([code, said.getvalue()]))
+
+for address in sys.argv[3:]:
+    run("--address", address)
+run("--address", sys.argv[2], "--index.indexer_gpus", "1")
+ray.__version__ = "2.9.0"
+run("--address", sys.argv[2])
+"""
+
+
+def test_a_cluster_that_cannot_be_joined_or_has_no_gpus_is_one_clear_line_and_exit_code_2(head, tmp_path):
+    add_videos(tmp_path, ["v0"])
+    add_run(tmp_path)
+    wrong = {
+        "127.0.0.1:9": "no Ray cluster at '127.0.0.1:9': [Errno 111] Connection refused",
+        "no-such-host.invalid:6379": "no Ray cluster at 'no-such-host.invalid:6379'",
+        head.dashboard: "this is a dashboard; `prvr submit COMMAND --address` sends jobs to it",
+        head.dashboard.removeprefix("http://"): "what answers there is not Ray",
+    }
+    command = [sys.executable, "-c", IN_TURN, tmp_path, head.address, *wrong]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    answers = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("[")]
+    no_gpus, other_ray = "no node has 1 GPU (at most 0), and it has no autoscaler", "Version mismatch"
+    for (code, said), expected in zip(answers, [*wrong.values(), no_gpus, other_ray], strict=True):
+        assert code == 2
+        (line,) = said.strip().splitlines()
+        assert expected in line
