@@ -8,6 +8,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -24,6 +25,7 @@ import pyarrow.parquet as pq
 
 MAX_SHARD_BYTES = 256 * 2**20
 _S3_ATTEMPTS = 8
+_WITHIN_URL = re.compile(r"//[^/@\s]*@")  # a user and a password, as an endpoint's URL may hold them
 _UNFINISHED = ".unfinished-"  # prefix of a local file that is not there yet
 
 
@@ -155,13 +157,19 @@ class LocalStore:
         os.makedirs(folder, exist_ok=True)
         unfinished = os.path.join(folder, _UNFINISHED + uuid.uuid4().hex)
         try:
-            with open(unfinished, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            self._write(unfinished, data, key)
             yield unfinished
         finally:
             Path(unfinished).unlink(missing_ok=True)
+
+    def _write(self, path: str, data: bytes | pa.Buffer, key: str) -> None:
+        try:
+            with open(path, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:  # a full disk's names no file
+            raise OSError(error.errno, error.strerror, self._path(key)) from None
 
 
 @dataclass(frozen=True)
@@ -174,61 +182,52 @@ class S3Store:
         return S3Store(f"{self.uri}/{path}" if path else self.uri)
 
     def put(self, key: str, data: bytes | pa.Buffer) -> None:
-        _s3_client().put_object(Bucket=self._bucket, Key=self._key(key), Body=bytes(data))
+        with _s3_errors(f"{self.uri}/{key}"):
+            _s3_client().put_object(Bucket=self._bucket, Key=self._key(key), Body=bytes(data))
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         from botocore.exceptions import ClientError
 
-        try:
-            _s3_client().put_object(Bucket=self._bucket, Key=self._key(key), Body=data, IfNoneMatch="*")
-        except ClientError as error:
-            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-            if status == 412:
-                # A retried request finds its own first attempt: then the object is ours.
-                return self.get(key) == data
-            if status == 501:
-                return _put_lowest_claim(self, key, data)
-            raise
+        with _s3_errors(f"{self.uri}/{key}"):
+            try:
+                _s3_client().put_object(Bucket=self._bucket, Key=self._key(key), Body=data, IfNoneMatch="*")
+            except ClientError as error:
+                status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+                if status == 412:
+                    # A retried request finds its own first attempt: then the object is ours.
+                    return self.get(key) == data
+                if status == 501:
+                    return _put_lowest_claim(self, key, data)
+                raise
         return True
 
     def get(self, key: str) -> bytes:
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        try:
-            return _s3_client().get_object(Bucket=self._bucket, Key=self._key(key))["Body"].read()
-        except (BotoCoreError, ClientError) as error:
-            raise _as_file_error(error, f"{self.uri}/{key}") from None
+        with _s3_errors(f"{self.uri}/{key}"):
+            return _s3_read(self._bucket, self._key(key))
 
     def open(self, key: str) -> pa.NativeFile:
         return _s3_filesystem().open_input_file(f"{self._bucket}/{self._key(key)}")
 
     def list(self, prefix: str = "") -> list[StoredObject]:
-        from botocore.exceptions import BotoCoreError, ClientError
-
         base = self._key("")
         base = f"{base}/" if base else ""
         pages = _s3_client().get_paginator("list_objects_v2")
-        try:
+        with _s3_errors(self.uri):
             return [
                 StoredObject(item["Key"][len(base) :], item["Size"], item["ETag"].strip('"'))
                 for page in pages.paginate(Bucket=self._bucket, Prefix=base + prefix)
                 for item in page.get("Contents", [])
             ]
-        except (BotoCoreError, ClientError) as error:
-            raise _as_file_error(error, self.uri) from None
 
     def delete(self, key: str) -> None:
-        _s3_client().delete_object(Bucket=self._bucket, Key=self._key(key))
+        with _s3_errors(f"{self.uri}/{key}"):
+            _s3_client().delete_object(Bucket=self._bucket, Key=self._key(key))
 
     @contextlib.contextmanager
     def local_file(self, key: str) -> Iterator[Path]:
-        from botocore.exceptions import BotoCoreError, ClientError
-
         with _temporary_file(key) as path:
-            try:
+            with _s3_errors(f"{self.uri}/{key}"):
                 _s3_client().download_file(self._bucket, self._key(key), str(path))
-            except (BotoCoreError, ClientError) as error:
-                raise _as_file_error(error, f"{self.uri}/{key}") from None
             yield path
 
     @property
@@ -406,6 +405,31 @@ def _temporary_file(key: str) -> Iterator[Path]:
         yield Path(folder) / f"object{Path(key).suffix[:16]}"
 
 
+def _s3_read(bucket: str, key: str) -> bytes:
+    """One object's content. botocore repeats a request that fails, but not one of which the answer breaks off."""
+    from botocore.exceptions import IncompleteReadError, ResponseStreamingError
+
+    for attempt in range(1, _S3_ATTEMPTS + 1):
+        try:
+            return _s3_client().get_object(Bucket=bucket, Key=key)["Body"].read()
+        except (IncompleteReadError, ResponseStreamingError):
+            if attempt == _S3_ATTEMPTS:
+                raise
+    raise AssertionError("the last attempt returns or raises")
+
+
+@contextlib.contextmanager
+def _s3_errors(uri: str) -> Iterator[None]:
+    """Raise what boto3 and its two libraries call an error as one of Python's own, with the object's URI."""
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except (Boto3Error, BotoCoreError, ClientError) as error:
+        raise _as_file_error(error, uri) from None
+
+
 def _as_file_error(error: Exception, uri: str) -> Exception:
     """botocore's missing key or bucket as FileNotFoundError, a refusal as PermissionError, the rest of its errors
     (no connection, no credentials, a server that stays busy) as ConnectionError."""
@@ -414,7 +438,7 @@ def _as_file_error(error: Exception, uri: str) -> Exception:
         return FileNotFoundError(f"{uri} does not exist ({code})")
     if code in ("AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch"):
         return PermissionError(f"no permission for {uri} ({code})")
-    return ConnectionError(f"{uri}: {error}")
+    return ConnectionError(f"{uri}: {_WITHIN_URL.sub('//', str(error))}")
 
 
 @functools.cache

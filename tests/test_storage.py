@@ -15,6 +15,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import free_port
+from faulty_proxy import Faults, faulty_proxy
 
 from prvr_ray import storage
 from prvr_ray.storage import (
@@ -165,12 +167,36 @@ def test_a_full_disk_leaves_nothing_and_what_stood_before(tmp_path, monkeypatch)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(storage.os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"No space left on device: '.*a\.bin'"):
         store.put("a.bin", b"after")
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"No space left on device: '.*b\.bin'"):
         store.put_if_absent("b.bin", b"new")
     assert os.listdir(tmp_path) == ["a.bin"]
     assert store.get("a.bin") == b"before"
+
+
+def test_what_s3_refuses_is_an_error_of_python_s_own_that_names_the_object(s3_root):
+    nowhere = open_store(s3_root.replace("s3://", "s3://no-"))
+    for call in (lambda: nowhere.put("a", b""), lambda: nowhere.put_if_absent("a", b""), nowhere.list):
+        with pytest.raises(FileNotFoundError, match=f"{nowhere.uri}.* does not exist"):
+            call()
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(s3_endpoint, s3_root, monkeypatch):
+    open_store(s3_root).put("a.bin", b"whole" * 1000)
+    with faulty_proxy(s3_endpoint, Faults(busy=0.0, cut_before=0.0, cut_after=0.5)) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        storage._s3_client.cache_clear()
+        assert [open_store(s3_root).get("a.bin") for _ in range(10)] == [b"whole" * 1000] * 10
+
+
+def test_a_password_in_the_endpoint_s_url_is_not_repeated(s3_root, monkeypatch):
+    monkeypatch.setattr(storage, "_S3_ATTEMPTS", 1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://user:s3cret@127.0.0.1:{free_port()}")
+    storage._s3_client.cache_clear()
+    with pytest.raises(ConnectionError) as raised:
+        open_store(s3_root).get("a.bin")
+    assert "s3cret" not in str(raised.value)
 
 
 def test_files_are_as_readable_as_the_umask_says(tmp_path):
