@@ -2,12 +2,12 @@
 
 import csv
 import io
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from prvr_ray.corpus.records import parse_json
 from prvr_ray.storage import Store, StoredObject, open_store, read_table
 
 _MANIFESTS = ("parquet", "csv", "jsonl")
@@ -36,7 +36,7 @@ def list_sources(videos: str, extensions: list[str]) -> tuple[list[Source], int]
         The sources, and how many files of a folder were skipped for their name.
 
     Raises:
-        ValueError: there is nothing, or the manifest has no `uri`, or it gives one video_id to two rows.
+        ValueError: there is nothing, or the manifest cannot be read, has no `uri` or gives one video_id to two rows.
     """
     if videos.rpartition(".")[2].lower() in _MANIFESTS:
         return _from_manifest(videos), 0
@@ -106,13 +106,21 @@ def _look_up(places: list[tuple[Store, str]]) -> dict[tuple[Store, str], StoredO
     return objects
 
 
-def _manifest_rows(manifest: str) -> Iterator[dict[str, Any]]:
+def _manifest_rows(manifest: str) -> list[dict[str, Any]]:
     store, key = parent_store(manifest if "/" in manifest else f"./{manifest}")
     if key.endswith(".parquet"):
-        yield from read_table(store, key).to_pylist()
-        return
-    data = store.get(key)
-    if key.endswith(".csv"):
-        yield from csv.DictReader(io.StringIO(data.decode("utf-8-sig")))
-    else:
-        yield from (json.loads(line) for line in data.decode("utf-8-sig").splitlines() if line.strip())
+        return read_table(store, key).to_pylist()
+    try:
+        text = store.get(key).decode("utf-8-sig")
+        return list(csv.DictReader(io.StringIO(text))) if key.endswith(".csv") else list(_json_rows(text))
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{manifest}: {error}") from None
+
+
+def _json_rows(text: str) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            row = parse_json(line, f"line {number}")
+            if not isinstance(row, dict):
+                raise ValueError(f"line {number}: a JSON object with `uri` is wanted, this is {line.strip()[:40]!r}")
+            yield row

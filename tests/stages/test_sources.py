@@ -114,6 +114,24 @@ def test_an_unusable_manifest_says_why_and_keeps_secrets(tmp_path, content, word
     assert "s3cret" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("list.jsonl", b'{"uri": "a.mp4"}\n{"uri": \n', "line 2: not JSON"),
+        ("list.jsonl", b'["a.mp4"]\n', "line 1: a JSON object with `uri` is wanted"),
+        ("list.jsonl", b'{"uri": "\xff.mp4"}\n', "utf-8"),
+        ("list.csv", b"uri\n\xff.mp4\n", "utf-8"),
+        ("list.csv", b"uri\n" + b"x" * 200_000 + b"\n", "field limit"),
+        ("list.parquet", b"PAR1", "cannot be read"),
+    ],
+)
+def test_a_damaged_manifest_is_named_in_one_line(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name}.*{words}") as error:
+        list_sources(str(tmp_path / name), EXTENSIONS)
+    assert "\n" not in str(error.value)
+
+
 def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no files at"):
         list_sources(str(tmp_path), EXTENSIONS)
