@@ -53,7 +53,7 @@ def test_an_unusable_rule_is_refused_with_its_reason(rules: dict[str, Any], mess
 
 def test_a_population_varies_no_shape_of_the_student() -> None:
     population = resolve({"tune": {"scheduler": "pbt"}})
-    with pytest.raises(ValueError, match="pbt cannot vary student.branches, student.hidden_dim"):
+    with pytest.raises(ValueError, match=r"pbt cannot vary student\.branches, student\.hidden_dim"):
         parse_space({**RULES, "student.branches": {"choice": [["inheritance"]]}}, population)
     assert parse_space(DEFAULT_SPACE, population)
 
