@@ -257,12 +257,14 @@ COMMANDS: dict[str, Command] = {
         _tune,
         {**_required("--study", "name of the study"), **FEATURES, **JOB},
         sections=("student", "train", "tune"),
+        show=terminal.show_study,
     ),
     "ablate": Command(
         "answer the paper's own questions on your data",
         _ablate,
         {"--study": {"default": "ablation", "help": "name of the study"}, **FEATURES, **JOB},
         sections=("student", "train", "tune"),
+        show=terminal.show_ablation,
     ),
     "index": Command(
         "encode all videos with a run's student",

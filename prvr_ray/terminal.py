@@ -1,13 +1,18 @@
 """What commands print last: short tables on standard output. No stage is known here, only what stages return."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from prvr_ray.report.wording import interval, signed, spread
+
 _RECALLS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "r100": "R@100", "sumr": "SumR", "medr": "MedR", "map": "mAP"}
+
+_SHOWN_SETTINGS = 3  # of a study, those that mattered most
+_SHOWN_FAILURES = 3
 
 
 def show_summary(summary: dict[str, Any]) -> None:
@@ -39,6 +44,33 @@ def show_demo(summary: dict[str, Any]) -> None:
     Console().print(f"report: {summary['report']['output']}", markup=False, soft_wrap=True)
 
 
+def show_study(summary: dict[str, Any]) -> None:
+    """Print what `prvr tune` found: its best trials, the proof, and the verdict."""
+    if "verdict" not in summary:  # a dry run
+        show_summary(summary)
+        return
+    Console().print(_trial_table(summary["leaders"], list(summary["importance"])[:_SHOWN_SETTINGS]))
+    if summary["proof"]:
+        Console().print(_seed_table("proof on seeds, SumR", summary["proof"], ["validation", "test"]))
+    Console().print(summary["verdict"], markup=False)
+    for name, reason in list(summary["failures"].items())[:_SHOWN_FAILURES]:
+        Console().print(f"trial {name} failed: {reason}", markup=False)
+    states = ", ".join(f"{number} {state}" for state, number in sorted(summary["states"].items()))
+    _show_output(f"trials: {states}", summary)
+
+
+def show_ablation(summary: dict[str, Any]) -> None:
+    """Print the table of each question of `prvr ablate`, and what it shows in one sentence."""
+    if "questions" not in summary:  # a dry run
+        show_summary(summary)
+        return
+    for question in summary["questions"]:
+        split = "test" if any(row["test"] for row in question["rows"]) else "validation"
+        Console().print(_seed_table(f"{question['title']} SumR", question["rows"], [split]))
+        Console().print(question["finding"], markup=False)
+    _show_output(f"seeds: {len(summary['seeds'])}", summary)
+
+
 def show_answers(found: dict[str, Any]) -> None:
     """Print the answers of `prvr search`: rank, video, moment in seconds, score."""
     table = Table(title=escape(found["query"]))
@@ -56,6 +88,50 @@ def show_checks(report: dict[str, Any]) -> None:
     for check in report["checks"]:
         table.add_row("[green]ok[/]" if check["ok"] else "[red]to do[/]", check["name"], escape(check["detail"]))
     Console().print(table)
+
+
+def _trial_table(leaders: Sequence[Mapping[str, Any]], paths: Sequence[str]) -> Table:
+    """Trials, with the values of some settings."""
+    table = Table(title="best trials, validation SumR", box=None)
+    table.add_column("trial")
+    table.add_column("state")
+    for title in ("epochs", "SumR", *(path.rpartition(".")[2] for path in paths)):
+        table.add_column(title, justify="right")
+    for trial in leaders:
+        values = [trial["point"][path] for path in paths]
+        shown = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in values]
+        table.add_row(trial["name"], trial["state"], str(trial["epochs"]), f"{trial['best']:.1f}", *shown)
+    return table
+
+
+def _seed_table(title: str, rows: Sequence[Mapping[str, Any]], splits: Sequence[str]) -> Table:
+    """Configurations trained on several seeds, each with its paired difference to the one that has none."""
+    table = Table(title=title, box=None)
+    table.add_column("configuration")
+    for split in splits:
+        table.add_column(split, justify="right")
+        table.add_column("difference", justify="right")
+    before_interval = " " if len(splits) == 1 else "\n"  # or a line is wider than a terminal
+    for row in rows:
+        figures = [
+            text
+            for split in splits
+            for text in (spread(row[split]), _difference(row[f"{split}_gain"], before_interval))
+        ]
+        table.add_row(row["name"], *figures)
+    return table
+
+
+def _difference(gain: Mapping[str, Any] | None, before_interval: str) -> str:
+    if gain is None:
+        return "–"
+    mean = signed(gain["mean"])
+    return mean if gain["low"] is None else f"{mean}{before_interval}({interval(gain['low'], gain['high'])})"
+
+
+def _show_output(counts: str, summary: Mapping[str, Any]) -> None:
+    line = f"{counts}; {summary['seconds']:.0f} s; {summary['output']}"
+    Console().print(line, markup=False, soft_wrap=True)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

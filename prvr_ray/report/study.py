@@ -6,7 +6,7 @@ from typing import Any
 
 from prvr_ray.report.figures import Chart, Dimension, draw_bars, draw_endings, draw_parallel
 from prvr_ray.report.page import Block, Cell, Figure, Figures, Section, Table, Text
-from prvr_ray.report.wording import count, signed
+from prvr_ray.report.wording import count, interval, signed, spread
 
 ANCHOR, TITLE = "study", "Search study"
 ABLATION_ANCHOR, ABLATION_TITLE = "ablation", "What each part of the method brings"
@@ -49,7 +49,7 @@ def ablation_section(summary: Summary) -> Section:
     blocks: list[Block] = []
     for question in summary["questions"]:
         table = _seed_table(question["rows"], summary["seeds"], question["reference"])
-        blocks += [Text(f"{question['title']} {question['finding']}"), table]
+        blocks += [Text(question["finding"]), table]
     return Section(ABLATION_ANCHOR, ABLATION_TITLE, blocks)
 
 
@@ -58,9 +58,9 @@ def _seed_table(configurations: Sequence[Mapping[str, Any]], seeds: Sequence[int
     rows = [
         [
             row["name"],
-            _spread(row["validation"]),
+            spread(row["validation"]),
             _difference(row["validation_gain"]),
-            _spread(row["test"]),
+            spread(row["test"]),
             _difference(row["test_gain"]),
         ]
         for row in configurations
@@ -70,18 +70,12 @@ def _seed_table(configurations: Sequence[Mapping[str, Any]], seeds: Sequence[int
     return Table(caption, columns, rows, strong=reference)
 
 
-def _spread(spread: Mapping[str, Any] | None) -> str:
-    if spread is None:
-        return "–"
-    return f"{spread['mean']:.1f}" + ("" if spread["sd"] is None else f" ± {spread['sd']:.1f}")
-
-
 def _difference(difference: Mapping[str, Any] | None) -> str | Cell:
     if difference is None:
         return "–"
     if difference["low"] is None:
         return signed(difference["mean"])
-    return Cell(signed(difference["mean"]), f"{signed(difference['low'])} to {signed(difference['high'])}")
+    return Cell(signed(difference["mean"]), interval(difference["low"], difference["high"]))
 
 
 def _curve_figure(trials: Trials) -> Figure:

@@ -1,4 +1,7 @@
-"""How numbers read on the page: times, intervals, differences."""
+"""How numbers read on the page and in the terminal: times, spreads, intervals, differences."""
+
+from collections.abc import Mapping
+from typing import Any
 
 _SHORT_S = 10.0
 
@@ -27,6 +30,18 @@ def span(start_s: float, end_s: float) -> str:
 def signed(value: float) -> str:
     """A difference, with its sign: +1.2, −0.4, 0.0."""
     return f"{value:+.1f}".replace("-", "−") if round(value, 1) else "0.0"
+
+
+def spread(figures: Mapping[str, Any] | None) -> str:
+    """Mean and standard deviation of several runs, `mean` and `sd`: 150.0 ± 2.5; of one run its figure alone."""
+    if figures is None:
+        return "–"
+    return f"{figures['mean']:.1f}" + ("" if figures["sd"] is None else f" ± {figures['sd']:.1f}")
+
+
+def interval(low: float, high: float) -> str:
+    """The interval of a difference: −0.3 to +10.2."""
+    return f"{signed(low)} to {signed(high)}"
 
 
 def count(number: int, noun: str) -> str:

@@ -60,13 +60,18 @@ def require(worker: Worker, count: int = 1) -> None:
     Raises:
         ValueError: neither the present nodes nor a node type of the autoscaler can ever give it. Within a minute.
     """
-    nodes = [node for node in _cluster_status().cluster_resource_state.node_states if _has_labels(node, worker)]
+    nodes = _nodes(worker)
     total = sum(_room(node.total_resources, worker) for node in nodes)
     if total >= count:
         return
     free = sum(_room(node.available_resources, worker) for node in nodes)
     if not _can_autoscaler_give(worker, count - (total - free)):
         raise ValueError(_refusal(worker, count, nodes))
+
+
+def room(worker: Worker) -> int:
+    """How many such workers the present nodes hold, node by node; what others hold at this moment counts as free."""
+    return sum(_room(node.total_resources, worker) for node in _nodes(worker))
 
 
 def pool_size(least: int, most: int, num_items: int, items_per_worker: int = 1) -> int:
@@ -80,6 +85,11 @@ def pool_size(least: int, most: int, num_items: int, items_per_worker: int = 1) 
         One actor for every items_per_worker items, but at least `least` and at most `most`.
     """
     return max(least, min(most, -(-num_items // items_per_worker)))
+
+
+def _nodes(worker: Worker) -> list[Any]:
+    """The present nodes that carry the worker's labels."""
+    return [node for node in _cluster_status().cluster_resource_state.node_states if _has_labels(node, worker)]
 
 
 def _has_labels(node: Any, worker: Worker) -> bool:

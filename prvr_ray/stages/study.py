@@ -27,6 +27,8 @@ from prvr_ray.tuning.sampler import Sampler, importance
 from prvr_ray.tuning.space import Point, Space, apply_point, parse_space, point_of, searchable
 from prvr_ray.tuning.trial import Trial
 
+BASE_TRIAL = "0000"
+
 
 @dataclass(frozen=True)
 class Runner:
@@ -173,7 +175,7 @@ def best_trials(trials: dict[str, Trial], count: int) -> list[Trial]:
         is_stopped = trial.state != "finished"
         return is_stopped, -max(trial.curve) if is_stopped else 0, -(trial.best or 0.0), trial.name
 
-    usable = [trial for name, trial in trials.items() if name != _numbered(0) and trial.state != "failed"]
+    usable = [trial for name, trial in trials.items() if name != BASE_TRIAL and trial.state != "failed"]
     return sorted((trial for trial in usable if trial.curve), key=rank)[:count]
 
 
@@ -212,10 +214,17 @@ def _numbered(number: int) -> str:
 
 
 def _unproven(trials: dict[str, Trial]) -> tuple[Point, str]:
-    tops = best_trials(trials, 1)
+    """The best single run, which may be luck."""
+    base, tops = trials.get(BASE_TRIAL), best_trials(trials, 1)
     if not tops:
         return Point(), "No trial but the base could be trained; this is the base. Nothing was proved."
-    return tops[0].point, f"trial-{tops[0].name} had the best single run, SumR {tops[0].best:.1f}. Nothing was proved."
+    best = tops[0]
+    if base and base.best is not None and base.best >= (best.best or 0.0):
+        return Point(), (
+            f"No single run was better than the base's, SumR {base.best:.1f}: "
+            f"the next, trial-{best.name}, came to {best.best:.1f}. Nothing was proved."
+        )
+    return best.point, f"trial-{best.name} had the best single run, SumR {best.best:.1f}. Nothing was proved."
 
 
 def _best_yaml(config: Config, verdict: str) -> bytes:

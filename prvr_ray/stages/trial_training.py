@@ -11,9 +11,9 @@ import ray
 import torch
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from prvr_ray.config import Config, TrainSettings
+from prvr_ray.config import Config
 from prvr_ray.runs import Metrics, RunFolder
-from prvr_ray.stages.resources import Worker, require
+from prvr_ray.stages.resources import Worker, require, room
 from prvr_ray.stages.train import Job, run_workers, worker_of
 from prvr_ray.stages.training_data import TrainingData
 from prvr_ray.stages.trials import Report, figures
@@ -103,15 +103,8 @@ def trial_worker(config: Config) -> tuple[Worker, int]:
         raise ValueError("tune.scheduler=pbt needs trials of one process; set train.num_workers to 1")
     worker = worker_of(config.train)
     require(worker, config.train.num_workers)
-    return _COORDINATOR, _groups(worker, config.train, settings.max_concurrent)
-
-
-def _groups(worker: Worker, settings: TrainSettings, most: int) -> int:
-    total = ray.cluster_resources()
-    room = min(
-        int(total.get(name, 0) / (amount * settings.num_workers) + 1e-9) for name, amount in worker.bundle.items()
-    )
-    return max(1, min(room, most or room))
+    groups = max(1, room(worker) // config.train.num_workers)
+    return _COORDINATOR, min(groups, settings.max_concurrent or groups)
 
 
 class _ToTune(TuneReportCallback):

@@ -5,12 +5,25 @@ from typing import Any
 
 from prvr_ray.config import Config
 from prvr_ray.stages.session import connect
-from prvr_ray.stages.study import Runner, best_trials, conclude, declare, first_points, open_study, prove, search
+from prvr_ray.stages.study import (
+    BASE_TRIAL,
+    Runner,
+    best_trials,
+    conclude,
+    declare,
+    first_points,
+    open_study,
+    prove,
+    search,
+)
 from prvr_ray.stages.training_data import TrainingData
 from prvr_ray.stages.trial_folder import TrialFolder
 from prvr_ray.stages.trial_training import Training, check_splits, trial_worker
 from prvr_ray.storage import Store, put_json_if_absent
 from prvr_ray.tuning.space import parse_space
+from prvr_ray.tuning.trial import Trial
+
+_LEADERS = 9  # trials in the summary, beside the base
 
 
 def tune(
@@ -33,8 +46,8 @@ def tune(
         dry_run: only say what would be run.
 
     Returns:
-        What was found, the table of the proof, how many trials ended how, and where the study lies. exit_code is 1
-        where no trial finished.
+        What was found, the best trials, the table of the proof, how many trials ended how and why some failed, and
+        where the study lies. exit_code is 1 where no trial finished.
 
     Raises:
         ValueError: an unusable space, a study of that name with other settings, nothing to train on, or trials that no
@@ -56,11 +69,22 @@ def tune(
         rows = prove(store, measured, trials) if best_trials(trials, config.tune.confirm_top) else []
     summary = conclude(store, config, trials, rows)
     return {
-        **{key: summary[key] for key in ("verdict", "best", "states", "proof", "interval_confidence")},
+        **{key: summary[key] for key in ("verdict", "best", "states", "importance", "proof", "interval_confidence")},
+        "leaders": _leaders(trials),
+        "failures": {name: trial.reason for name, trial in sorted(trials.items()) if trial.state == "failed"},
         "seconds": round(time.monotonic() - begun, 1),
         "output": store.uri,
         "exit_code": 0 if summary["states"].get("finished") else 1,
     }
+
+
+def _leaders(trials: dict[str, Trial]) -> list[dict[str, Any]]:
+    """The best trials, best first, then the base."""
+    shown = [*best_trials(trials, _LEADERS), *([trials[BASE_TRIAL]] if trials[BASE_TRIAL].curve else [])]
+    return [
+        {"name": trial.name, "state": trial.state, "epochs": len(trial.curve), "best": trial.best, "point": trial.point}
+        for trial in shown
+    ]
 
 
 def _what_would_run(store: Store, config: Config) -> dict[str, Any]:

@@ -64,14 +64,15 @@ class TrainingState:
         return _to_bytes(tensors, {"student": self.model.arguments, "progress": asdict(self.progress)})
 
     def load_bytes(self, data: bytes) -> None:
-        """Continue from what `to_bytes` gave, in place.
+        """Continue from what `to_bytes` gave, in place. Only the dropouts of the student may differ.
 
         Raises:
             ValueError: the bytes are damaged or belong to another student.
         """
         tensors, metadata = _read(data)
-        if metadata["student"] != self.model.arguments:
-            raise ValueError(f"a checkpoint of another student: {metadata['student']}, here {self.model.arguments}")
+        theirs, ours = metadata["student"], self.model.arguments
+        if _weighted(theirs) != _weighted(ours):
+            raise ValueError(f"a checkpoint of another student: {theirs}, here {ours}")
         self.model.load_state_dict(_below("model", tensors))
         for name, parameter in self.model.named_parameters():
             moments = _below(f"optimizer.{name}", tensors)
@@ -96,6 +97,11 @@ def student_from_bytes(data: bytes) -> Student:
     model = Student(**metadata["student"])
     model.load_state_dict(_below("model", tensors))
     return model.eval()
+
+
+def _weighted(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Of what makes a student, that which its weights follow from."""
+    return {name: value for name, value in arguments.items() if name not in ("dropout", "input_dropout")}
 
 
 def _to_bytes(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> bytes:

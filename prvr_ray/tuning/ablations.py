@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from prvr_ray.config import Config, TrainSettings
-from prvr_ray.tuning.comparison import Row, describe
+from prvr_ray.tuning.comparison import Row
 from prvr_ray.tuning.space import Point, apply_point
+from prvr_ray.tuning.statistics import Difference
 
 _SOFT_TARGETS = {"train.inheritance_soft_targets": True, "train.exploration_soft_targets": True}
 
@@ -25,9 +26,7 @@ class Question:
 
 def questions(base: Config) -> list[Question]:
     """The questions, asked around a base configuration; what a question does not name is the base's."""
-    weight = base.train.distillation_weight or TrainSettings().distillation_weight
-    teacher: Point = {"train.distillation_weight": weight, "train.inheritance_soft_targets": True}
-    no_teacher: Point = {"train.distillation_weight": 0.0, "train.inheritance_soft_targets": False}
+    distillations, soft_targets = _distillations(base), _soft_targets()
     return [
         Question(
             "Are both branches needed?",
@@ -37,44 +36,44 @@ def questions(base: Config) -> list[Question]:
                 "exploration-only": {"student.branches": ["exploration"]},
             },
         ),
-        Question(
-            "Does distillation help, and should it fade?",
-            {
-                "no-distillation": {"train.distillation_weight": 0.0},
-                "static-distillation": {"train.distillation_weight": weight, "train.distillation_decay": "none"},
-                **{
-                    f"{decay}-distillation": {
-                        "train.distillation_weight": weight,
-                        "train.distillation_decay": decay,
-                    }
-                    for decay in ("exp", "linear", "sigmoid")
-                },
-            },
-        ),
-        Question(
-            "Do soft targets help, and should they soften over time?",
-            {
-                "hard-targets": dict.fromkeys(_SOFT_TARGETS, False),
-                "static-soft-targets": {**_SOFT_TARGETS, "train.alpha_decay": "none", "train.beta_decay": "none"},
-                **{
-                    f"{decay}-soft-targets": {
-                        **_SOFT_TARGETS,
-                        "train.alpha_decay": decay,
-                        "train.beta_decay": decay,
-                    }
-                    for decay in ("sigmoid", "exp", "linear", "cosine")
-                },
-            },
-        ),
-        Question(
-            "How good must the teacher be?",
-            {
-                "no-teacher": no_teacher,
-                "teacher": teacher,
-                **{f"teacher-noise-{noise:g}": {**teacher, "train.teacher_noise": noise} for noise in _noises(base)},
-            },
-        ),
+        Question("Does distillation help?", {"no-distillation": {"train.distillation_weight": 0.0}, **distillations}),
+        Question("Should distillation fade?", distillations),
+        Question("Do soft targets help?", {"hard-targets": dict.fromkeys(_SOFT_TARGETS, False), **soft_targets}),
+        Question("Should soft targets soften over time?", soft_targets),
+        Question("How good must the teacher be?", _teachers(base)),
     ]
+
+
+def _distillations(base: Config) -> dict[str, Point]:
+    weight = _distillation_weight(base)
+    decays = {"static": "none", "exp": "exp", "linear": "linear", "sigmoid": "sigmoid"}
+    return {
+        f"{name}-distillation": {"train.distillation_weight": weight, "train.distillation_decay": decay}
+        for name, decay in decays.items()
+    }
+
+
+def _soft_targets() -> dict[str, Point]:
+    decays = {"static": "none", **{decay: decay for decay in ("sigmoid", "exp", "linear", "cosine")}}
+    return {
+        f"{name}-soft-targets": {**_SOFT_TARGETS, "train.alpha_decay": decay, "train.beta_decay": decay}
+        for name, decay in decays.items()
+    }
+
+
+def _teachers(base: Config) -> dict[str, Point]:
+    taught: Point = {"train.distillation_weight": _distillation_weight(base), "train.inheritance_soft_targets": True}
+    noises = sorted({noise for noise in base.tune.teacher_noise if noise > 0})
+    return {
+        "no-teacher": {"train.distillation_weight": 0.0, "train.inheritance_soft_targets": False},
+        "teacher": taught,
+        **{f"teacher-noise-{noise:g}": {**taught, "train.teacher_noise": noise} for noise in noises},
+    }
+
+
+def _distillation_weight(base: Config) -> float:
+    """The base's; the paper's where the base has none, or there would be nothing to compare."""
+    return base.train.distillation_weight or TrainSettings().distillation_weight
 
 
 def distinct(asked: list[Question], base: Config) -> tuple[dict[str, Point], dict[str, str]]:
@@ -91,17 +90,32 @@ def distinct(asked: list[Question], base: Config) -> tuple[dict[str, Point], dic
 
 def finding(question: Question, rows: Mapping[str, Row]) -> str:
     """What a question's rows show, in one sentence: on the test split, or without one on the validation split."""
-    compared = []
-    for name, row in rows.items():
-        gain = row.test_gain or row.validation_gain
-        if gain is None:
-            compared += [f"{name} did not finish"] if name != question.reference else []
-        elif gain.is_gain or gain.is_loss:
-            compared.append(f"{name} is {'better' if gain.is_gain else 'worse'}, {describe(gain)}")
-        else:
-            compared.append(f"{name} does not differ beyond run-to-run spread, {describe(gain)}")
-    return f"{question.title} Against {question.reference}, {'; '.join(compared)}."
+    others = {name: row for name, row in rows.items() if name != question.reference}
+    split = "test" if any(row.test_gain for row in others.values()) else "validation"
+    gains = {name: row.test_gain if split == "test" else row.validation_gain for name, row in others.items()}
+    better = [name for name, gain in gains.items() if gain and gain.is_gain]
+    worse = [name for name, gain in gains.items() if gain and gain.is_loss]
+    level = [name for name, gain in gains.items() if gain and not (gain.is_gain or gain.is_loss)]
+    unknown = [name for name, gain in gains.items() if gain is None]
+    clauses = [
+        *_clause(better, "is better", "are better", gains),
+        *_clause(worse, "is worse", "are worse", gains),
+        *_clause(level, "does not differ beyond run-to-run spread", "do not differ beyond run-to-run spread"),
+        *_clause(unknown, "did not finish", "did not finish"),
+    ]
+    return f"{question.title} Compared with {question.reference} on the {split} split, {'; '.join(clauses)}."
 
 
-def _noises(base: Config) -> list[float]:
-    return sorted({noise for noise in base.tune.teacher_noise if noise > 0})
+def _clause(
+    names: list[str], one: str, several: str, gains: Mapping[str, Difference | None] | None = None
+) -> list[str]:
+    """`a and b are better (+2.0 and +1.0 SumR)`; nothing of nothing."""
+    if not names:
+        return []
+    differences = [f"{gain.mean:+.1f}" for name in names if gains and (gain := gains[name])]
+    how_much = f" ({_listed(differences)} SumR)" if differences else ""
+    return [f"{_listed(names)} {one if len(names) == 1 else several}{how_much}"]
+
+
+def _listed(items: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(items[:-1]), items[-1]]))

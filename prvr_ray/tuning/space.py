@@ -7,6 +7,7 @@ the reading and checking of rules and points; how points are chosen is `prvr_ray
 
 import math
 import random
+import warnings
 from typing import Any
 
 from optuna.distributions import (
@@ -31,6 +32,8 @@ _FIXED = {
         *("videos_per_pass", "checkpoint_steps", "cache_folder"),
     },
 }
+# Members of a population take over each other's weights, which follow from these.
+_SHAPING = {f"student.{field}" for field in ("hidden_dim", "num_heads", "max_frames", "max_tokens", "branches")}
 _PERTURBATIONS = (0.8, 1.2)  # factors of population based training, as in arXiv 1711.09846
 
 
@@ -52,14 +55,19 @@ def parse_space(rules: Rules, base: Config) -> Space:
         base: the configuration around the space: both ends of every range, and every choice, must be valid in it.
 
     Raises:
-        ValueError: no rule at all, an unknown setting or kind (the valid ones are listed), an empty range, or a value
-            that the setting refuses.
+        ValueError: no rule at all, an unknown setting or kind (the valid ones are listed), an empty range, a value that
+            the setting refuses, or a setting that a population cannot vary.
     """
     if not rules:
         raise ValueError("tune.space is empty: name at least one setting to vary")
     unknown = sorted(set(rules) - set(searchable()))
     if unknown:
         raise ValueError(f"tune.space names unknown settings {', '.join(unknown)}; one of {', '.join(searchable())}")
+    shaping = sorted(_SHAPING & set(rules))
+    if base.tune.scheduler == "pbt" and shaping:
+        raise ValueError(
+            f"tune.scheduler=pbt cannot vary {', '.join(shaping)}: members take over each other's weights; use asha"
+        )
     space = {path: _distribution(path, rules[path]) for path in sorted(rules)}
     for path, distribution in space.items():
         for value in _extremes(distribution):
@@ -101,7 +109,9 @@ def _distribution(path: str, rule: dict[str, list[Any]]) -> BaseDistribution:
         raise ValueError(f"tune.space.{path} must be one rule, KIND: [...], not {rule!r}")
     [(kind, bounds)] = rule.items()
     if kind == "choice":
-        return CategoricalDistribution(_distinct(path, bounds))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # lists, such as branches: Optuna minds them only where it stores a study
+            return CategoricalDistribution(_distinct(path, bounds))
     if kind not in ("uniform", "loguniform", "int"):
         raise ValueError(f"tune.space.{path} has unknown kind {kind!r}; one of uniform, loguniform, choice, int")
     low, high = _range(path, kind, bounds)

@@ -53,10 +53,15 @@ def test_the_proof_is_shown_as_it_was_computed():
 
 def test_each_question_of_an_ablation_has_its_finding_and_its_variants():
     rows = summary([])["proof"]
-    question = {"title": "Are both branches needed?", "finding": "Both are.", "reference": "base", "rows": rows}
+    question = {
+        "title": "Are both branches needed?",
+        "finding": "Are both needed? Yes.",
+        "reference": "base",
+        "rows": rows,
+    }
     section = ablation_section({"kind": "ablation", "questions": [question, question], "seeds": [1, 2, 3]})
     assert [type(block) for block in section.blocks] == [Text, Table, Text, Table]
-    assert section.blocks[0] == Text("Are both branches needed? Both are.")
+    assert section.blocks[0] == Text("Are both needed? Yes.")
     assert [row[0] for row in section.blocks[1].rows] == ["base", "trial-0001"]
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from prvr_ray.report.wording import clock, count, duration, signed, span
+from prvr_ray.report.wording import clock, count, duration, interval, signed, span, spread
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,10 @@ def test_signed(value, shown):
 )
 def test_count(number, noun, shown):
     assert count(number, noun) == shown
+
+
+def test_runs_over_seeds_read_as_mean_and_spread():
+    assert spread({"mean": 150.04, "sd": 2.51}) == "150.0 ± 2.5"
+    assert spread({"mean": 150.04, "sd": None}) == "150.0"
+    assert spread(None) == "–"
+    assert interval(-0.31, 10.2) == "−0.3 to +10.2"

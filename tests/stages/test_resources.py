@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from prvr_ray.stages.resources import Worker, pool_size, require
+from prvr_ray.stages.resources import Worker, pool_size, require, room
 
 
 def test_options_name_only_what_is_wanted():
@@ -15,6 +15,12 @@ def test_options_name_only_what_is_wanted():
 
 def test_what_present_nodes_can_give_is_accepted(local_ray):
     require(Worker("decoder", cpus=0.5), count=4)
+
+
+def test_room_is_counted_node_by_node(local_ray):
+    shares = {0.5: 4, 0.9: 2, 1: 2, 1.5: 1, 2: 1, 3: 0}
+    assert {cpus: room(Worker("worker", cpus)) for cpus in shares} == shares
+    assert room(Worker("worker", labels={"pool": "gpu"})) == 0
 
 
 def test_what_another_job_holds_counts_as_coming_back(local_ray):

@@ -18,6 +18,7 @@ from prvr_ray.student.batching import BatchReader, epoch_batches
 from prvr_ray.student.cache import FeatureCache, read_cache
 from prvr_ray.student.checkpoints import TrainingState, student_from_bytes, student_to_bytes
 from prvr_ray.student.exchange import Exchange
+from prvr_ray.student.model import SelfAttention
 from prvr_ray.student.objective import EpochWeights, batch_losses
 from prvr_ray.student.training import fit, new_state, train_step
 
@@ -152,6 +153,17 @@ def test_damaged_and_foreign_checkpoints_are_refused(splits):
     other = new_state(splits[0], STUDENT.model_copy(update={"hidden_dim": 32}), TRAIN, 3, "cpu")
     with pytest.raises(ValueError, match="another student"):
         other.load_bytes(data)
+
+
+def test_a_member_of_a_population_goes_on_from_another_s_weights_with_its_own_dropout_and_rate(splits):
+    theirs = fit(*splits, STUDENT, TRAIN.model_copy(update={"num_epochs": 1}))
+    mine = TRAIN.model_copy(update={"dropout": 0.4, "input_dropout": 0.0, "lr": 7e-3})
+    state = new_state(splits[0], STUDENT, mine, 3, "cpu")
+    state.load_bytes(theirs.to_bytes())
+    assert all(torch.equal(a, b) for a, b in zip(state.model.parameters(), theirs.model.parameters(), strict=True))
+    assert {module.dropout for module in state.model.modules() if isinstance(module, SelfAttention)} == {0.4}
+    assert {module.p for module in state.model.modules() if isinstance(module, torch.nn.Dropout)} == {0.0}
+    assert {group["lr"] for group in state.optimizer.param_groups} == {7e-3}
 
 
 def _steps(train: FeatureCache, settings: TrainSettings, count: int) -> tuple[dict[str, torch.Tensor], list[float]]:

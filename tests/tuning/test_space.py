@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from prvr_ray.config import Config
+from prvr_ray.config import DEFAULT_SPACE, Config, resolve
 from prvr_ray.tuning.space import apply_point, contains, parse_space, perturb, point_of, searchable
 
 RULES = {
@@ -49,6 +49,21 @@ def test_each_kind_becomes_its_distribution() -> None:
 def test_an_unusable_rule_is_refused_with_its_reason(rules: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_space(rules, Config())
+
+
+def test_a_population_varies_no_shape_of_the_student() -> None:
+    population = resolve({"tune": {"scheduler": "pbt"}})
+    with pytest.raises(ValueError, match=r"pbt cannot vary student\.branches, student\.hidden_dim"):
+        parse_space({**RULES, "student.branches": {"choice": [["inheritance"]]}}, population)
+    assert parse_space(DEFAULT_SPACE, population)
+
+
+def test_branches_are_a_choice_like_others(recwarn: pytest.WarningsRecorder) -> None:
+    both = ["inheritance", "exploration"]
+    space = parse_space({"student.branches": {"choice": [["inheritance"], both]}}, Config())
+    assert contains(space, {"student.branches": both})
+    assert not contains(space, {"student.branches": ["exploration"]})
+    assert not recwarn.list
 
 
 def test_every_searchable_setting_exists_and_machines_and_seeds_are_not_searched() -> None:
