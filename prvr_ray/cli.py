@@ -63,7 +63,9 @@ def _command_parser(command: Command) -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, description=command.help, epilog=command.notes)
     for name, keywords in command.options.items():
         parser.add_argument(name, **keywords)
-    parser.add_argument("--config", metavar="FILE", help="settings as YAML: section, then field: value")
+    parser.add_argument(
+        "--config", metavar="FILE", help="settings as YAML, a path or a URI: section, then field: value"
+    )
     parser.add_argument(
         "--preset",
         choices=sorted(PRESETS),
@@ -123,11 +125,12 @@ def _settings(arguments: Namespace) -> Config:
 
 
 def _read_settings_file(path: str) -> dict[str, Any]:
-    with open(path, encoding="utf-8") as file:
-        try:
-            values = yaml.safe_load(file)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    from prvr_ray.storage import get_file
+
+    try:
+        values = yaml.safe_load(get_file(path))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold sections ({', '.join(SECTIONS)}), each with `field: value` lines")
     return values

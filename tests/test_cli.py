@@ -42,6 +42,14 @@ def test_options_win_over_file_and_file_over_preset(train_settings, tmp_path):
     assert (train.lr, train.margin, train.dropout) == (0.75, 0.6, 0.2)
 
 
+def test_a_settings_file_may_lie_in_a_bucket(train_settings, s3_root, capsys):
+    open_store(s3_root).put("tune/study/best.yaml", b"train: {lr: 0.5}")
+    assert run_train("--config", f"{s3_root}/tune/study/best.yaml") == 0
+    assert train_settings[0].train.lr == 0.5
+    assert run_train("--config", f"{s3_root}/none.yaml") == 2
+    assert capsys.readouterr().err == f"prvr: {s3_root}/none.yaml does not exist (NoSuchKey)\n"
+
+
 def test_flat_spelling_is_the_same_setting(train_settings):
     assert run_train("--num-workers", "2") == 0
     assert train_settings[0].train.num_workers == 2
