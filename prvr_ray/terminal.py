@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-_RECALLS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "r100": "R@100", "sumr": "SumR", "medr": "MedR", "map": "mAP"}
+_RECALLS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "r100": "R@100", "sumr": "SumR", "medr": "MedR", "meanr": "MeanR",
+            "map": "mAP"}  # fmt: skip
 
 
 def show_summary(summary: dict[str, Any]) -> None:

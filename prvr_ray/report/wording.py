@@ -1,6 +1,7 @@
 """How numbers read on the page: times, intervals, differences."""
 
 _SHORT_S = 10.0
+_NO_BREAK = "\u00a0"  # a space that does not break
 
 
 def clock(seconds: float, digits: int = 0) -> str:
@@ -27,6 +28,11 @@ def span(start_s: float, end_s: float) -> str:
 def signed(value: float) -> str:
     """A difference, with its sign: +1.2, −0.4, 0.0."""
     return f"{value:+.1f}".replace("-", "−") if round(value, 1) else "0.0"
+
+
+def percent(share: float) -> str:
+    """A share as whole percent, not broken across lines: 45 %."""
+    return f"{100 * share:.0f}{_NO_BREAK}%"
 
 
 def count(number: int, noun: str) -> str:
