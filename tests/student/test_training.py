@@ -198,8 +198,15 @@ def _results(train: FeatureCache, validation: FeatureCache) -> dict[str, Any]:
     return {
         "gradients": [_gradient(train, QUIET, np.arange(count)) for count in (4, 2, 1)],
         "steps": _steps(train, QUIET.model_copy(update={"precision": "float64"}), 20),
-        "sumr": fit(train, validation, STUDENT, QUIET).progress.best_sumr,
+        "metrics": _validated(train, validation),
     }
+
+
+def _validated(train: FeatureCache, validation: FeatureCache) -> dict[str, float]:
+    """What the last of three epochs reports of the validation split."""
+    epochs: list[dict[str, float]] = []
+    fit(train, validation, STUDENT, QUIET, on_epoch=lambda metrics, state: epochs.append(metrics))
+    return {name: value for name, value in epochs[-1].items() if name.endswith(("sumr", "r1", "medr", "map"))}
 
 
 @pytest.fixture(scope="module")
@@ -229,4 +236,5 @@ def test_workers_give_the_loss_and_gradient_of_one_process(workers_folder, world
         assert losses == pytest.approx(expected_losses, rel=1e-8)
         for name, expected in expected_weights.items():
             torch.testing.assert_close(weights[name], expected, rtol=1e-8, atol=1e-8)
-        assert worker["sumr"] == pytest.approx(alone["sumr"])
+        assert worker["metrics"] == pytest.approx(alone["metrics"])
+        assert len(worker["metrics"]) == 4 * 4
