@@ -1,7 +1,9 @@
 """The loop: it learns, resumes bit for bit, and several workers do what one does."""
 
+import io
 import math
 import multiprocessing
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,6 +154,39 @@ def test_damaged_and_foreign_checkpoints_are_refused(splits):
     other = new_state(splits[0], STUDENT.model_copy(update={"hidden_dim": 32}), TRAIN, 3, "cpu")
     with pytest.raises(ValueError, match="another student"):
         other.load_bytes(data)
+
+
+def test_a_pickle_in_place_of_a_checkpoint_is_refused_and_not_run(splits, tmp_path):
+    """The published checkpoints are pickles, which run code when they are loaded."""
+    mark = tmp_path / "ran"
+    buffer = io.BytesIO()
+    torch.save(_Touches(mark), buffer)
+    state = new_state(splits[0], STUDENT, TRAIN, 3, "cpu")
+    for data in (pickle.dumps(_Touches(mark)), buffer.getvalue()):
+        for load in (state.load_bytes, student_from_bytes):
+            with pytest.raises(ValueError, match="not a checkpoint"):
+                load(data)
+    assert not mark.exists()
+
+
+class _Touches:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_hard_labels_go_to_caption_rich_videos_or_by_a_setting_to_random_ones(splits):
+    losses = {}
+    for rows in ("batch_order", "random"):
+        settings = QUIET.model_copy(update={"soft_target_rows": rows, "num_epochs": 1, "lr": 1e-12, "alpha": 0.5})
+        fit(*splits, STUDENT, settings, on_epoch=lambda metrics, state, rows=rows: losses.update({rows: metrics}))
+    for name in ("inheritance_nce", "exploration_nce"):
+        assert losses["batch_order"][f"loss/{name}"] != pytest.approx(losses["random"][f"loss/{name}"], rel=1e-4)
+    assert losses["batch_order"]["loss/distillation"] == pytest.approx(losses["random"]["loss/distillation"], rel=1e-4)
 
 
 def _steps(train: FeatureCache, settings: TrainSettings, count: int) -> tuple[dict[str, torch.Tensor], list[float]]:
