@@ -146,9 +146,12 @@ def _with_valid_options(message: str) -> str:
     unknown = re.search(r"unrecognized arguments: --(\w+)\.", message)
     if unknown and unknown[1] in SECTIONS:
         return f"{message}; {unknown[1]} has {', '.join(SECTIONS[unknown[1]].model_fields)}"
+    if message.startswith('expected "subcommand"'):
+        return f"which command? One of {', '.join(COMMANDS)}; `prvr COMMAND --help` explains each"
     required = re.fullmatch(r"the following arguments are required: (.*)", message)
     if required:
+        places = {name for command in COMMANDS.values() for name in command.options if not name.startswith("-")}
         names = [name.rpartition(".")[2] for name in required[1].split(", ")]
-        return f"required: {', '.join('--' + name for name in names)}"
+        return f"required: {', '.join(name if name in places else '--' + name for name in names)}"
     message = re.sub(r'Parser key "(?:settings\.)?([\w.]+)":', r"\1:", message)
     return re.sub(r"<class '(\w+)'>", r"\1", message)

@@ -100,9 +100,24 @@ def test_a_wrong_settings_file_is_one_line_and_exit_code_2(train_settings, capsy
     assert not train_settings
 
 
-def test_missing_flags_are_named(capsys):
-    assert cli.main(["train"]) == 2
-    assert "required: --run, --root" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train"], "required: --run, --root"),
+        (["search", "--root", "r", "--index", "i"], "required: text"),
+        (["search", " ", "--root", "r", "--index", "i"], "search needs a sentence"),
+        ([], "which command? One of import, ingest, train,"),
+        (["trane"], "invalid choice: 'trane' (choose from 'import', 'ingest', 'train',"),
+        (
+            ["train", "--root", "r", "--run", "a", "--student.num_heads", "5"],
+            "prvr: student.num_heads=5 does not divide",
+        ),
+    ],
+)
+def test_what_is_missing_or_wrong_is_named_in_one_line(capsys, arguments, said):
+    assert cli.main(arguments) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert said in line
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
