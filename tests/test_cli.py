@@ -1,7 +1,6 @@
 """The command line: settings win in the right order, mistakes are one line and exit code 2, help is quick."""
 
 import json
-import re
 import subprocess
 import sys
 
@@ -142,9 +141,21 @@ def test_help_of_import_shows_the_columns_and_an_example_line_by_line(capsys):
     assert "\n  query_id     default: " in shown
 
 
-def test_shell_completion_knows_the_commands(capsys):
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["prvr", "ev"], ["evaluate"]),
+        (["prvr", "train", "--train.num_e"], ["--train.num_epochs"]),
+        (["prvr", "import", "--layout", "qv"], ["qvhighlights"]),
+    ],
+)
+def test_bash_completes_commands_options_and_choices(tmp_path, capsys, words, expected):
     with pytest.raises(SystemExit):
         cli.main(["--print_completion", "shtab-bash"])
-    script = capsys.readouterr().out
-    assert re.search(r"subparsers=\(import ingest train ", script)
-    assert "--train.num_epochs" in script
+    (tmp_path / "completion.sh").write_text(capsys.readouterr().out)
+    ask = (
+        'source completion.sh; read -r _ _ _ _ call _ <<< "$(complete -p prvr)"; COMP_WORDS=("$@"); '
+        'COMP_CWORD=$(($# - 1)); $call prvr "${@: -1}" "${@: -2:1}"; echo "${COMPREPLY[@]}"'
+    )
+    ran = subprocess.run(["bash", "-c", ask, "bash", *words], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (ran.stdout.split(), ran.stderr) == (expected, "")
