@@ -63,7 +63,9 @@ def _command_parser(command: Command) -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, description=command.help, epilog=command.notes)
     for name, keywords in command.options.items():
         parser.add_argument(name, **keywords)
-    parser.add_argument("--config", metavar="FILE", help="settings as YAML: section, then field: value")
+    parser.add_argument(
+        "--config", metavar="FILE", help="settings as YAML, a path or a URI: section, then field: value"
+    )
     parser.add_argument(
         "--preset",
         choices=sorted(PRESETS),
@@ -123,11 +125,12 @@ def _settings(arguments: Namespace) -> Config:
 
 
 def _read_settings_file(path: str) -> dict[str, Any]:
-    with open(path, encoding="utf-8") as file:
-        try:
-            values = yaml.safe_load(file)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    from prvr_ray.storage import get_file
+
+    try:
+        values = yaml.safe_load(get_file(path))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold sections ({', '.join(SECTIONS)}), each with `field: value` lines")
     return values
@@ -143,9 +146,12 @@ def _with_valid_options(message: str) -> str:
     unknown = re.search(r"unrecognized arguments: --(\w+)\.", message)
     if unknown and unknown[1] in SECTIONS:
         return f"{message}; {unknown[1]} has {', '.join(SECTIONS[unknown[1]].model_fields)}"
+    if message.startswith('expected "subcommand"'):
+        return f"which command? One of {', '.join(COMMANDS)}; `prvr COMMAND --help` explains each"
     required = re.fullmatch(r"the following arguments are required: (.*)", message)
     if required:
+        places = {name for command in COMMANDS.values() for name in command.options if not name.startswith("-")}
         names = [name.rpartition(".")[2] for name in required[1].split(", ")]
-        return f"required: {', '.join('--' + name for name in names)}"
+        return f"required: {', '.join(name if name in places else '--' + name for name in names)}"
     message = re.sub(r'Parser key "(?:settings\.)?([\w.]+)":', r"\1:", message)
     return re.sub(r"<class '(\w+)'>", r"\1", message)

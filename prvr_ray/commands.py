@@ -136,6 +136,8 @@ def _evaluate(args: Namespace, config: Config) -> Summary:
 def _search(args: Namespace, config: Config) -> Summary:
     from prvr_ray.api import open_root, search
 
+    if not args.text.strip():
+        raise ValueError("search needs a sentence, such as 'a person opens a fridge'")
     found = search(open_root(args.root), args.index, args.text, args.top_k)
     names = ("video_id", "score", "start_s", "end_s", "peak_s")
     answers = [{name: getattr(answer, name) for name in names} for answer in found]

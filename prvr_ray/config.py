@@ -357,4 +357,6 @@ def _explain(item: Any) -> str:
     section = item["loc"][0]
     if item["type"] == "extra_forbidden":
         return f"unknown setting {path}; {section} has {', '.join(SECTIONS[section].model_fields)}"
-    return f"{path}={item['input']!r}: {item['msg'].removeprefix('Value error, ')}"
+    message = item["msg"].removeprefix("Value error, ")
+    # A section's own check has named its fields.
+    return message if isinstance(item["input"], dict) else f"{path}={item['input']!r}: {message}"

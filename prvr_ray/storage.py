@@ -292,6 +292,21 @@ class ArrowStore:
         return f"{base}/{key}" if key else base
 
 
+def get_file(uri: str) -> bytes:
+    """The bytes of one file that a user names.
+
+    Args:
+        uri: a local path, or a URI as for `open_store`.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if "://" not in uri:
+        return Path(uri).expanduser().read_bytes()
+    folder, _, name = uri.rpartition("/")
+    return open_store(folder).get(name)
+
+
 def exists(store: Store, key: str) -> bool:
     """Whether the store has exactly this key."""
     return any(item.key == key for item in store.list(key))

@@ -9,39 +9,54 @@ from rich.table import Table
 
 from prvr_ray.report.wording import interval, signed, spread
 
-_RECALLS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "r100": "R@100", "sumr": "SumR", "medr": "MedR", "map": "mAP"}
+_RECALLS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "r100": "R@100", "sumr": "SumR", "medr": "MedR", "meanr": "MeanR",
+            "map": "mAP"}  # fmt: skip
 
 _SHOWN_SETTINGS = 3  # of a study, those that mattered most
 _SHOWN_FAILURES = 3
 
 
 def show_summary(summary: dict[str, Any]) -> None:
-    """Print counts, time and where the output lies, one line each; nested counts are dotted."""
+    """Print counts and time, one line each, nested ones dotted; then where the output lies, never cut or folded."""
     table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column()
+    table.add_column(overflow="fold")
     for name, value in _flat(summary):
-        if name != "exit_code":
-            table.add_row(name.replace("_", " "), str(value))
+        if name not in ("exit_code", "output"):
+            shown = "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+            table.add_row(escape(name.replace("_", " ")), escape(shown))
     Console().print(table)
+    _show_place("output", summary.get("output"))
 
 
 def show_evaluation(evaluation: dict[str, Any]) -> None:
-    """Print the table of `prvr evaluate`: one line a row, recalls in percent."""
+    """Print the table of `prvr evaluate`: one line a row, recalls in percent, then the fused row by M/V ratio."""
     table = Table(title=f"{evaluation['split']} split, protocol {evaluation['protocol']}")
     table.add_column("row")
     for title in _RECALLS.values():
         table.add_column(title, justify="right")
     for name, figures in evaluation["rows"].items():
-        style = "bold" if name == "fused" else None
-        table.add_row(name, *(f"{figures[key]:.{3 if key == 'map' else 1}f}" for key in _RECALLS), style=style)
+        table.add_row(name, *_recalls(figures), style="bold" if name == "fused" else None)
+    if evaluation.get("by_ratio"):
+        table.add_section()
+        table.caption = "M/V: the fused row by moment-to-video ratio"
+        for ratio, figures in evaluation["by_ratio"].items():
+            table.add_row(f"M/V {ratio}", *_recalls(figures))
     Console().print(table)
+    if evaluation.get("moments"):
+        said = ", ".join(
+            f"IoU {name.partition('iou')[2]}: {share:.1f}" for name, share in evaluation["moments"].items()
+        )
+        Console().print(f"moments, R@1 at {said}")
     if "warning" in evaluation:
-        Console().print(f"[yellow]warning:[/] {evaluation['warning']}")
+        Console().print(f"[yellow]warning:[/] {evaluation['warning']}", soft_wrap=True)
+    _show_place("output", evaluation.get("output"))
 
 
 def show_demo(summary: dict[str, Any]) -> None:
     """Print the table of the demo's test split, and where its report lies."""
-    show_evaluation(summary["evaluate"])
-    Console().print(f"report: {summary['report']['output']}", markup=False, soft_wrap=True)
+    show_evaluation({name: value for name, value in summary["evaluate"].items() if name != "output"})
+    _show_place("report", summary["report"]["output"])
 
 
 def show_study(summary: dict[str, Any]) -> None:
@@ -56,7 +71,8 @@ def show_study(summary: dict[str, Any]) -> None:
     for name, reason in list(summary["failures"].items())[:_SHOWN_FAILURES]:
         Console().print(f"trial {name} failed: {reason}", markup=False)
     states = ", ".join(f"{number} {state}" for state, number in sorted(summary["states"].items()))
-    _show_output(f"trials: {states}", summary)
+    Console().print(f"trials: {states}; {summary['seconds']:.0f} s", markup=False)
+    _show_place("output", summary["output"])
 
 
 def show_ablation(summary: dict[str, Any]) -> None:
@@ -68,7 +84,8 @@ def show_ablation(summary: dict[str, Any]) -> None:
         split = "test" if any(row["test"] for row in question["rows"]) else "validation"
         Console().print(_seed_table(f"{question['title']} SumR", question["rows"], [split]))
         Console().print(question["finding"], markup=False)
-    _show_output(f"seeds: {len(summary['seeds'])}", summary)
+    Console().print(f"seeds: {len(summary['seeds'])}; {summary['seconds']:.0f} s", markup=False)
+    _show_place("output", summary["output"])
 
 
 def show_answers(found: dict[str, Any]) -> None:
@@ -129,9 +146,18 @@ def _difference(gain: Mapping[str, Any] | None, before_interval: str) -> str:
     return mean if gain["low"] is None else f"{mean}{before_interval}({interval(gain['low'], gain['high'])})"
 
 
-def _show_output(counts: str, summary: Mapping[str, Any]) -> None:
-    line = f"{counts}; {summary['seconds']:.0f} s; {summary['output']}"
-    Console().print(line, markup=False, soft_wrap=True)
+def _recalls(figures: dict[str, float]) -> list[str]:
+    """One text a column; ranks of 100 and more without a digit, so that the table keeps within 80 columns."""
+    digits = {
+        key: 3 if key == "map" else 0 if key in ("medr", "meanr") and figures[key] >= 100 else 1 for key in _RECALLS
+    }
+    return [f"{figures[key]:.{digits[key]}f}" for key in _RECALLS]
+
+
+def _show_place(name: str, uri: str | None) -> None:
+    """A path or URI in a line of its own, to be copied whole."""
+    if uri:
+        Console().print(f"{name}: {uri}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,7 +1,6 @@
 """The command line: settings win in the right order, mistakes are one line and exit code 2, help is quick."""
 
 import json
-import re
 import subprocess
 import sys
 
@@ -41,6 +40,14 @@ def test_options_win_over_file_and_file_over_preset(train_settings, tmp_path):
     assert run_train("--preset", "tvr", "--config", str(file), "--train.lr", "0.75") == 0
     train = train_settings[0].train
     assert (train.lr, train.margin, train.dropout) == (0.75, 0.6, 0.2)
+
+
+def test_a_settings_file_may_lie_in_a_bucket(train_settings, s3_root, capsys):
+    open_store(s3_root).put("tune/study/best.yaml", b"train: {lr: 0.5}")
+    assert run_train("--config", f"{s3_root}/tune/study/best.yaml") == 0
+    assert train_settings[0].train.lr == 0.5
+    assert run_train("--config", f"{s3_root}/none.yaml") == 2
+    assert capsys.readouterr().err == f"prvr: {s3_root}/none.yaml does not exist (NoSuchKey)\n"
 
 
 def test_flat_spelling_is_the_same_setting(train_settings):
@@ -123,9 +130,24 @@ def test_no_permission_on_the_bucket_is_one_line_and_exit_code_2(refusing_s3, tm
     assert f"no permission for {refusing_s3}" in lines[0]
 
 
-def test_missing_flags_are_named(capsys):
-    assert cli.main(["train"]) == 2
-    assert "required: --run, --root" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train"], "required: --run, --root"),
+        (["search", "--root", "r", "--index", "i"], "required: text"),
+        (["search", " ", "--root", "r", "--index", "i"], "search needs a sentence"),
+        ([], "which command? One of import, ingest, train,"),
+        (["trane"], "invalid choice: 'trane' (choose from 'import', 'ingest', 'train',"),
+        (
+            ["train", "--root", "r", "--run", "a", "--student.num_heads", "5"],
+            "prvr: student.num_heads=5 does not divide",
+        ),
+    ],
+)
+def test_what_is_missing_or_wrong_is_named_in_one_line(capsys, arguments, said):
+    assert cli.main(arguments) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert said in line
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
@@ -150,9 +172,21 @@ def test_help_of_import_shows_the_columns_and_an_example_line_by_line(capsys):
     assert "\n  query_id     default: " in shown
 
 
-def test_shell_completion_knows_the_commands(capsys):
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["prvr", "ev"], ["evaluate"]),
+        (["prvr", "train", "--train.num_e"], ["--train.num_epochs"]),
+        (["prvr", "import", "--layout", "qv"], ["qvhighlights"]),
+    ],
+)
+def test_bash_completes_commands_options_and_choices(tmp_path, capsys, words, expected):
     with pytest.raises(SystemExit):
         cli.main(["--print_completion", "shtab-bash"])
-    script = capsys.readouterr().out
-    assert re.search(r"subparsers=\(import ingest train ", script)
-    assert "--train.num_epochs" in script
+    (tmp_path / "completion.sh").write_text(capsys.readouterr().out)
+    ask = (
+        'source completion.sh; read -r _ _ _ _ call _ <<< "$(complete -p prvr)"; COMP_WORDS=("$@"); '
+        'COMP_CWORD=$(($# - 1)); $call prvr "${@: -1}" "${@: -2:1}"; echo "${COMPREPLY[@]}"'
+    )
+    ran = subprocess.run(["bash", "-c", ask, "bash", *words], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (ran.stdout.split(), ran.stderr) == (expected, "")

@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "stages": STORED | {"corpus", "encoders", "history", "report", "retrieval", "runs", "student", "tuning"},
     "terminal": {"report"},  # numbers read the same there and on the page
     "commands": STORED | {"api", "corpus", "maintenance", "report", "stages", "terminal"},
-    "cli": {"commands", "config", "history", "terminal"},
+    "cli": {"commands", "config", "history", "storage", "terminal"},
 }
 # A stage does not import another one; these modules are not stages but what several of them share.
 STAGES = {

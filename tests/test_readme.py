@@ -1,36 +1,22 @@
 """What the documentation says can be typed is understood, what it links is there, what it quotes stands in the code.
 
-The commands of the quickstart are run by the demo's own test; here all others are parsed by the command line's parser.
+Here commands are parsed; `test_readme_runs.py` runs those of the README and of the guide.
 """
 
 import re
 import runpy
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pages import HOME, blocks, shell_lines
 
 from prvr_ray.cli import build_parser
 
-HOME = Path(__file__).parents[1]
 PAGES = sorted(
     page for pattern in ("*.md", "docs/*.md", "cluster/**/*.md", "benchmarks/*.md") for page in HOME.glob(pattern)
 )
 NAMES = [str(page.relative_to(HOME)) for page in PAGES]
-
-
-def blocks(text: str, *languages: str) -> list[str]:
-    return re.findall(rf"^```(?:{'|'.join(languages)})\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-
-
-def shell_lines(text: str) -> Iterator[list[str]]:
-    """The words of each line of the shell blocks, without comments."""
-    for block in blocks(text, "bash", "sh", "console"):
-        for line in block.replace("\\\n", " ").splitlines():
-            lexer = shlex.shlex(line.removeprefix("$ "), posix=True, punctuation_chars=True)
-            lexer.whitespace_split = True
-            yield list(lexer)
 
 
 def prvr_commands(text: str) -> Iterator[list[str]]:

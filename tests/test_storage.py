@@ -23,6 +23,7 @@ from prvr_ray.storage import (
     LocalStore,
     ShardError,
     exists,
+    get_file,
     get_json,
     new_name,
     open_store,
@@ -61,6 +62,13 @@ def test_an_object_is_read_back_listed_replaced_and_deleted(store):
     assert not exists(store, "a/b/two")
     with pytest.raises(FileNotFoundError):
         store.get("a/one.bin")
+
+
+def test_one_file_is_read_by_its_path_or_uri(store):
+    store.put("clips/a b.yaml", b"train:")
+    assert get_file(f"{store.uri}/clips/a b.yaml") == b"train:"
+    with pytest.raises(FileNotFoundError, match="clips/none"):
+        get_file(f"{store.uri}/clips/none")
 
 
 def test_a_local_file_holds_the_object(store):

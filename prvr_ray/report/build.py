@@ -154,11 +154,12 @@ class _Sources:
 
     def study(self, name: str) -> Section:
         ended = self._summaries("study")
-        names = [name] if name else list(ended)
-        if len(names) != 1 or names[0] not in ended:
-            choice = f"choose one with --study: {', '.join(ended)}" if ended else "`prvr tune` makes one"
-            return Section(study.ANCHOR, study.TITLE, missing=f"No study {name}: {choice}.")
-        return study_section(names[0], ended[names[0]])
+        name = next(iter(ended)) if not name and len(ended) == 1 else name
+        if name in ended:
+            return study_section(name, ended[name])
+        lacking = f"No study {name} has ended" if name else "Several studies" if ended else "No search study"
+        choice = f"choose one with --study: {', '.join(ended)}" if ended else "`prvr tune` makes one"
+        return Section(study.ANCHOR, study.TITLE, missing=f"{lacking}: {choice}.")
 
     def ablation(self) -> Section:
         ended = self._summaries("ablation")

@@ -5,13 +5,14 @@ import numpy as np
 from prvr_ray.report.evaluation import MEANS, SUMR, Bootstrap, Evaluation, Gap, gap
 from prvr_ray.report.figures import draw_groups, draw_intervals
 from prvr_ray.report.page import Block, Cell, Figure, Figures, Section, Table, Text
-from prvr_ray.report.wording import count, signed
+from prvr_ray.report.wording import count, percent, signed
 from prvr_ray.retrieval.metrics import summarize, summarize_by_ratio
 
 ANCHOR, TITLE = "retrieval", "Retrieval"
 _COLUMNS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "r100": "R@100", "sumr": "SumR", "medr": "MedR",
             "meanr": "MeanR", "map": "mAP"}  # fmt: skip
 _BY_RATIO = "sumr"
+_FEW = 10  # answers that somebody looks through
 _CALLED = {
     "teacher": "the teacher alone",
     "inheritance": "the inheritance branch alone",
@@ -39,18 +40,21 @@ def beat_teacher(evaluation: Evaluation, how: Bootstrap) -> str:
     found = _gap(evaluation, "fused", "teacher", how)
     means = {row: evaluation.values_QM[row].mean(axis=0)[SUMR] for row in ("fused", "teacher")}
     answer = "Yes" if found.low > 0 else "No" if found.high < 0 else "Not that this split could tell"
+    among = {row: percent(_share_among_first(_FEW, evaluation, row)) for row in means}
+    interval = f"{percent(how.confidence)} interval {signed(found.low)} to {signed(found.high)}"
     return (
         f"{answer}: SumR {means['fused']:.1f} against {means['teacher']:.1f}, a difference of {signed(found.mean)} "
-        f"({100 * how.confidence:.0f} % interval {signed(found.low)} to {signed(found.high)})."
+        f"({interval}). For {among['fused']} of the queries a right video is among the first {_FEW} answers; with the "
+        f"teacher alone, for {among['teacher']}."
     )
 
 
 def where_it_fails(evaluation: Evaluation) -> str:
     """The weakest group by moment-to-video ratio and the queries that are lost, in a sentence or two."""
-    best = np.array([ranks_q[0] for ranks_q in evaluation.ranks["fused"]])
+    not_first, not_among_few = (percent(1 - _share_among_first(number, evaluation, "fused")) for number in (1, _FEW))
     lost = (
-        f"For {100 * np.mean(best > 1):.0f} % of the queries the right video is not the first answer, for "
-        f"{100 * np.mean(best > 10):.0f} % it is not among the first 10."
+        f"For {not_first} of the queries the right video is not the first answer, for {not_among_few} it is not among "
+        f"the first {_FEW}."
     )
     groups = summarize_by_ratio(evaluation.ranks["fused"], evaluation.ratios)
     if len(groups) < 2:
@@ -60,6 +64,11 @@ def where_it_fails(evaluation: Evaluation) -> str:
         f"{lost} Weakest where the moment fills {_percent(weakest)} of its video: SumR "
         f"{groups[weakest][_BY_RATIO]:.1f}, against {summarize(evaluation.ranks['fused'])[_BY_RATIO]:.1f} overall."
     )
+
+
+def _share_among_first(number: int, evaluation: Evaluation, row: str) -> float:
+    """Share of the queries with a relevant video among so many answers."""
+    return float(np.mean([ranks_q[0] <= number for ranks_q in evaluation.ranks[row]]))
 
 
 def what_helped(evaluation: Evaluation, how: Bootstrap) -> str:
@@ -122,7 +131,7 @@ def _ratio_figure(evaluation: Evaluation) -> Figure:
 
 def _percent(group: str) -> str:
     low, _, high = group.partition("-")
-    return f"{100 * float(low):.0f}–{100 * float(high):.0f} %"
+    return f"{100 * float(low):.0f}–{percent(float(high))}"
 
 
 def _capital(sentence: str) -> str:

@@ -11,7 +11,8 @@ from prvr_ray.report.wording import duration
 ANCHOR, TITLE = "setup", "What was run"
 Record = Mapping[str, Any]
 
-_RATED = ("frames", "queries", "rendered")  # counts that make a rate, the first that a command has
+_RATED = ("frames", "queries", "rendered", "epochs")  # a rate is of the first that a command has
+_NO_COUNTS = ("exit_code", "best")  # best: the settings that a search found
 
 
 def setup_section(
@@ -66,18 +67,28 @@ def _stage_table(history: Sequence[Record]) -> Table:
         longest = max(records, key=lambda record: record["summary"]["seconds"])
         seconds = longest["summary"]["seconds"]
         counts = dict(_counts(longest["summary"]))
-        rated = next((name for name in _RATED if counts.get(name)), None)
-        rate = f"{counts[rated] / max(seconds, 0.1):,.0f} {rated}/s" if rated else ""
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(longest["ended_at"]))
-        rows.append([command, when, duration(seconds), rate, ", ".join(f"{name} {counts[name]:,}" for name in counts)])
+        said = ", ".join(f"{name} {counts[name]:,}" for name in counts)
+        rows.append([command, when, duration(seconds), _rate(counts, seconds), said])
     columns = ["command", "ended", "took", "rate", "what it counted"]
     return Table("Commands, the longest call of each", columns, rows, has_prose=True)
+
+
+def _rate(counts: Mapping[str, int], seconds: float) -> str:
+    """How much a second, or a minute where that is more readable; nothing for a command without such a count."""
+    name = next((name for name in _RATED if counts.get(name)), None)
+    if name is None:
+        return ""
+    a_second = counts[name] / max(seconds, 0.1)
+    return f"{a_second:,.0f} {name}/s" if a_second >= 1 else f"{60 * a_second:.1f} {name}/min"
 
 
 def _counts(summary: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, int]]:
     """Whole numbers by name, those of one level below with both names."""
     for name, value in summary.items():
+        if name in _NO_COUNTS:
+            continue
         if isinstance(value, Mapping) and not prefix:
             yield from _counts(value, f"{name} ")
-        elif isinstance(value, int) and not isinstance(value, bool) and name != "exit_code":
+        elif isinstance(value, int) and not isinstance(value, bool):
             yield f"{prefix}{name}".replace("_", " "), value

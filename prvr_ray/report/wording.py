@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _SHORT_S = 10.0
+_NO_BREAK = "\u00a0"  # a space that does not break
 
 
 def clock(seconds: float, digits: int = 0) -> str:
@@ -42,6 +43,11 @@ def spread(figures: Mapping[str, Any] | None) -> str:
 def interval(low: float, high: float) -> str:
     """The interval of a difference: −0.3 to +10.2."""
     return f"{signed(low)} to {signed(high)}"
+
+
+def percent(share: float) -> str:
+    """A share as whole percent, not broken across lines: 45 %."""
+    return f"{100 * share:.0f}{_NO_BREAK}%"
 
 
 def count(number: int, noun: str) -> str:

@@ -7,6 +7,7 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 QUIET = "PRVR_QUIET"  # environment variable: no progress at all, also in worker processes
 _LINE_EVERY_S = 10.0
@@ -49,8 +50,9 @@ class Steps:
             self._print_line()
 
     def _bar(self) -> Progress:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        bar = Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True))
+        columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
+        note = TextColumn("{task.fields[note]}", markup=False, table_column=Column(ratio=1, no_wrap=True))
+        bar = Progress(*columns, note, console=Console(stderr=True), expand=True)  # the note is cut at the edge
         bar.add_task(self._what, total=self._total, note="")
         return bar
 

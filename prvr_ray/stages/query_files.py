@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prvr_ray.storage import open_store
+from prvr_ray.storage import get_file
 
 STDIN = "-"
 COLUMNS = pa.schema([("query_id", pa.string()), ("text", pa.string())])
@@ -62,9 +62,8 @@ def read_questions(source: str) -> Questions:
 def _read(source: str) -> tuple[bytes, str]:
     if source == STDIN:
         return sys.stdin.buffer.read(), "txt"
-    folder, _, name = source.rpartition("/")
     try:
-        return open_store(folder or ".").get(name), name.rpartition(".")[2].lower()
+        return get_file(source), source.rpartition(".")[2].lower()
     except FileNotFoundError:
         raise ValueError(f"there is no file {source}") from None
 

@@ -80,13 +80,6 @@ class FeatureCache:
         """The videos that have a query."""
         return np.unique(self.pair_video_P)
 
-    def relevant(self) -> list[list[int]]:
-        """For each query, its videos."""
-        videos: list[list[int]] = [[] for _ in self.query_ids]
-        for video, query in zip(self.pair_video_P.tolist(), self.pair_query_P.tolist(), strict=True):
-            videos[query].append(video)
-        return videos
-
 
 def open_cache(folder: Path, fill: Callable[[Path], None]) -> FeatureCache:
     """Open the cache at `folder`. If there is none, one process calls `fill` on a folder beside it and renames that

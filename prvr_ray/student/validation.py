@@ -1,9 +1,12 @@
 """How good a student is on a split after an epoch: recall of each branch, of both fused, and of the teacher.
 
-Every worker encodes its share of videos and queries; the score matrices are gathered. Two float32 (Q, V) matrices
-are held by each worker: 95 MB each for TVR's 10,895 queries and 2,179 videos.
+Every worker encodes its share of videos and queries, and scores all queries with its own videos. Ranks come from
+counting: workers exchange the scores of the relevant videos and how many others reach them, never a score matrix. The
+columns of this worker's videos are held, for each branch and the fused score 95 MB on one worker for TVR's 10,895
+queries and 2,179 videos: to hold less, every video would have to be encoded twice.
 
-Shapes: Q queries, V videos, R rows, D features; a small q or v: of this worker.
+Shapes: Q queries, V videos, P pairs of a query and a relevant video, R rows, D features; a small v: of this worker, a
+small p: of a tile.
 """
 
 from dataclasses import dataclass
@@ -13,13 +16,14 @@ import torch
 from torch import Tensor
 
 from prvr_ray.config import StudentSettings
-from prvr_ray.retrieval.metrics import ranks, summarize
+from prvr_ray.retrieval.metrics import ranks_from_counts, summarize
 from prvr_ray.student.batching import BatchReader
 from prvr_ray.student.exchange import Exchange
 from prvr_ray.student.model import Student
 from prvr_ray.student.scores import max_cosines
 
 ITEMS_PER_PASS = 128
+_PAIRS_PER_TILE = 1024
 Metrics = dict[str, float]
 
 
@@ -36,7 +40,7 @@ class Validation:
         cache = self.reader.cache
         queries_QD = self.reader.take(cache.teacher_queries, np.arange(len(cache.query_ids)))[0]
         blocks = (self.reader.take(cache.teacher_frames, videos) for videos in self._shares(len(cache.video_ids)))
-        return self._summarize(self._columns([max_cosines(queries_QD, *block) for block in blocks]))
+        return self._summarize(torch.cat([max_cosines(queries_QD, *block) for block in blocks], 1))
 
     @torch.no_grad()
     def student(self, model: Student) -> dict[str, Metrics]:
@@ -49,10 +53,10 @@ class Validation:
             for name, frames_RD in model.encode_frame_rows(rows_RD, layout).items():
                 blocks[name].append(max_cosines(queries[name], frames_RD, layout))
         model.train()
-        scores = {name: self._columns(parts) for name, parts in blocks.items()}
+        scores = {name: torch.cat(parts, 1) for name, parts in blocks.items()}
         weights = {"inheritance": self.settings.inheritance_weight, "exploration": self.settings.exploration_weight}
-        fused_QV = torch.stack([weights[name] * scores_QV for name, scores_QV in scores.items()]).sum(0)
-        return {name: self._summarize(scores_QV) for name, scores_QV in [*scores.items(), ("fused", fused_QV)]}
+        fused_Qv = torch.stack([weights[name] * scores_Qv for name, scores_Qv in scores.items()]).sum(0)
+        return {name: self._summarize(scores_Qv) for name, scores_Qv in [*scores.items(), ("fused", fused_Qv)]}
 
     def _encode_queries(self, model: Student) -> dict[str, Tensor]:
         """All queries' vectors of each branch, (Q, D)."""
@@ -69,9 +73,31 @@ class Validation:
     def _owners(self, count: int) -> np.ndarray:
         return np.arange(count) % self.exchange.world_size
 
-    def _columns(self, blocks: list[Tensor]) -> Tensor:
-        local_Qv = torch.cat(blocks, 1)
-        return self.exchange.gather_columns([local_Qv], self._owners(len(self.reader.cache.video_ids)))[0]
+    def _summarize(self, scores_Qv: Tensor) -> Metrics:
+        cache = self.reader.cache
+        order_P = np.argsort(cache.pair_query_P, kind="stable")
+        query_P, video_P = cache.pair_query_P[order_P], cache.pair_video_P[order_P]
+        counts_P = self._num_above(scores_Qv, torch.from_numpy(query_P), torch.from_numpy(video_P)).cpu().numpy()
+        borders = np.searchsorted(query_P, np.arange(1, len(cache.query_ids)))
+        return summarize([ranks_from_counts(counts) for counts in np.split(counts_P, borders)])
 
-    def _summarize(self, scores_QV: Tensor) -> Metrics:
-        return summarize(ranks(scores_QV.cpu().numpy(), self.reader.cache.relevant()))
+    def _num_above(self, scores_Qv: Tensor, query_P: Tensor, video_P: Tensor) -> Tensor:
+        """How many irrelevant videos of all workers score at least as high as each relevant one: (P,) int64.
+
+        The relevant videos are struck out of scores_Qv.
+
+        Raises:
+            ValueError: NaN scores, on every worker.
+        """
+        if self.exchange.sum(scores_Qv.isnan().sum()):
+            raise ValueError("scores hold NaN")
+        query_P, video_P = query_P.to(scores_Qv.device), video_P.to(scores_Qv.device)
+        is_mine_P = video_P % self.exchange.world_size == self.exchange.rank
+        mine = query_P[is_mine_P], video_P[is_mine_P] // self.exchange.world_size
+        level_P = scores_Qv.new_zeros(len(query_P))
+        level_P[is_mine_P] = scores_Qv[mine]
+        level_P = self.exchange.sum(level_P)
+        scores_Qv[mine] = -torch.inf
+        tiles = zip(query_P.split(_PAIRS_PER_TILE), level_P.split(_PAIRS_PER_TILE), strict=True)
+        counts = [(scores_Qv[query_p] >= level_p[:, None]).sum(1) for query_p, level_p in tiles]
+        return self.exchange.sum(torch.cat(counts))

@@ -93,6 +93,21 @@ def test_what_is_missing_is_named_with_its_command(tmp_path):
     assert commands == ["prvr train", "prvr evaluate", "prvr evaluate", "prvr tune", "prvr ablate", "prvr evaluate"]
 
 
+def test_of_several_studies_one_is_chosen(tmp_path):
+    collection = make_world(tmp_path, runs=())
+    open_run(collection.store.uri, "begun").declare(Config(), {"features": "default"})
+    for name in ("a", "b"):
+        put_json(collection.store.child(f"tune/{name}"), "summary.json", summary([trial(0), trial(1)]))
+
+    def missing(study: str) -> list[str]:
+        said = report(SETTINGS, root=collection.store.uri, run="begun", study_name=study)
+        return [line for line in said["missing"] if "stud" in line]
+
+    assert missing("") == ["Several studies: choose one with --study: a, b."]
+    assert missing("c") == ["No study c has ended: choose one with --study: a, b."]
+    assert missing("b") == []
+
+
 def test_a_run_that_does_not_exist_is_one_line_and_exit_code_2(collection, capsys):
     assert cli.main(["report", "--root", collection.store.uri, "--run", "frist"]) == 2
     assert "no run at" in capsys.readouterr().err

@@ -52,6 +52,12 @@ def test_the_verdict_follows_the_interval(fused, teacher, answer):
     assert beat_teacher(evaluation(fused=fused, teacher=teacher), HOW).startswith(answer)
 
 
+def test_the_verdict_says_how_often_a_right_video_is_among_the_first_ten():
+    said = beat_teacher(evaluation(fused=[10] * 3 + [11], teacher=[1] + [99] * 3), HOW)
+    assert "For 75\u00a0% of the queries a right video is among the first 10 answers" in said
+    assert said.endswith("with the teacher alone, for 25\u00a0%.")
+
+
 def test_what_helped_speaks_of_the_rows_that_are_there():
     said = what_helped(evaluation(fused=[1] * 9, teacher=[9] * 9, inheritance=[1] * 9), HOW)
     assert "The fused student is above the teacher alone: +200.0 SumR" in said
@@ -61,6 +67,7 @@ def test_what_helped_speaks_of_the_rows_that_are_there():
 
 def test_the_weakest_group_is_named():
     said = where_it_fails(evaluation(ratios=[0.1] * 10 + [0.9] * 10, fused=[50] * 5 + [1] * 15))
+    said = said.replace("\u00a0", " ")
     assert "For 25 % of the queries the right video is not the first answer" in said
     assert "0–20 % of its video: SumR 250.0, against 325.0 overall" in said
 

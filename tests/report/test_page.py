@@ -51,7 +51,7 @@ def path(tmp_path_factory):
         Figures([Figure(svg, HOSTILE, HOSTILE)] * 3),
         Questions("Best", [Question(HOSTILE, 1, [answer(1, True), answer(2, False)])]),
     ]
-    sections = [Section("all", HOSTILE, blocks), Section("study", "Search", missing=HOSTILE)]
+    sections = [Section("all", HOSTILE, blocks), Section("study", "Search", missing=f"{HOSTILE}: `prvr tune`")]
     path = tmp_path_factory.mktemp("page") / "index.html"
     path.write_text(render(Page(HOSTILE, LONG, [(HOSTILE, LONG)], sections)), encoding="utf-8")
     return path
@@ -115,5 +115,6 @@ def test_right_and_wrong_are_told_apart_without_colour(browser, path):
 
 def test_what_is_missing_is_said_where_it_would_stand(browser, path):
     browser.open(path, width=1400)
-    assert browser.run("return document.querySelector('#study .missing').innerText") == HOSTILE
+    assert browser.run("return document.querySelector('#study .missing').innerText") == f"{HOSTILE}: prvr tune"
+    assert browser.run("return document.querySelector('#study code').innerText") == "prvr tune"
     assert browser.run("return document.querySelectorAll('nav a').length") == 1

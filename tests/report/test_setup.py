@@ -34,9 +34,11 @@ def test_a_command_is_told_by_its_longest_call():
     history = [
         record("ingest", 20.0, frames=5000, videos={"total": 7, "failed": 1}, is_new=True),
         record("train", 9.5, epochs=4),
+        record("tune", 60.0, best={"train.hard_pool_size": 44}, states={"finished": 3}),
         record("ingest", 1.0, frames=0, videos={"total": 7}),
     ]
     _, table = tables(setup_section("root", SPEC, {}, history))
     rows = {row[0]: row[2:] for row in table.rows}
     assert rows["ingest"] == ["20 s", "250 frames/s", "frames 5,000, videos total 7, videos failed 1"]
-    assert rows["train"] == ["10 s", "", "epochs 4"]
+    assert rows["train"] == ["10 s", "25.3 epochs/min", "epochs 4"]
+    assert rows["tune"] == ["60 s", "", "states finished 3"]

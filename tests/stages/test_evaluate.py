@@ -114,19 +114,67 @@ def test_all_rows_equal_plain_float64_scores(world, local_ray, windowing):
     assert fused == dict(zip(queries, [r.tolist() for r in expected["fused"]], strict=True))
 
 
-def test_ratios_and_moments_are_reported(world, local_ray):
-    root, _, _ = world
+def test_ratios_and_moments_equal_those_of_plain_loops(world, local_ray):
+    root, student, relevant = world
     found = evaluate(EvaluateSettings(), IndexSettings(), root=str(root), run="run", split="test")
-    assert sum(group["queries"] for group in found["by_ratio"].values()) == 40
-    assert set(found["moments"]) == {"r1_iou0.3", "r1_iou0.5", "r1_iou0.7"}
-    assert found["moments"]["r1_iou0.3"] >= found["moments"]["r1_iou0.7"]
+    windows, queries = encoded_windows(root, student, IndexSettings(), VIDEOS), query_vectors(root, student, "q")
+    columns = [[list(windows).index(video_id) for video_id in relevant[query_id]] for query_id in queries]
+    of_fused = ranks(plain_scores(windows, queries, WEIGHTS), columns)
+    features = open_collection(str(root)).features()
+    lengths = {video.video_id: len(video.student) for video in features.read_videos(features.complete())}
+    groups, overlaps = {}, []
+    for query_id, vectors, ranks_q in zip(queries, queries.values(), of_fused, strict=True):
+        video_id = relevant[query_id][0]  # its one moment is 0.5 s to 2 s, its frames last a second each
+        ratio = 1.5 / lengths[video_id]
+        groups.setdefault("0.0-0.2" if ratio <= 0.2 else "0.2-0.4" if ratio <= 0.4 else "0.4-1.0", []).append(ranks_q)
+        [window] = windows[video_id]
+        curve_F = sum(weight * (window[branch] @ vectors[branch]) for branch, weight in WEIGHTS.items())
+        overlaps.append(overlap(*plain_span(curve_F, lengths[video_id]), 0.5, 2.0))
+    assert found["by_ratio"] == {
+        name: pytest.approx(summarize(members) | {"queries": len(members)}) for name, members in sorted(groups.items())
+    }
+    assert len(groups) > 1
+    expected = {f"r1_iou{level}": 100 * np.mean(np.array(overlaps) >= level) for level in (0.3, 0.5, 0.7)}
+    assert found["moments"] == pytest.approx(expected)
+    assert 0 < expected["r1_iou0.3"] < 100  # or it would show little
 
 
-def test_a_student_below_its_teacher_is_said_to_be(world, local_ray):
+def plain_span(curve_F, num_video_frames):
+    """The run of frames around the best one that stay above the middle of median and peak; seconds."""
+    num = len(curve_F)
+    edges = [round(part / num * num_video_frames) for part in range(num + 1)]  # a frame a second, from half a second on
+    level = (np.median(curve_F) + curve_F.max()) / 2
+    start = stop = int(curve_F.argmax())
+    while start and curve_F[start - 1] >= level:
+        start -= 1
+    while stop + 1 < num and curve_F[stop + 1] >= level:
+        stop += 1
+    return edges[start], edges[stop + 1]
+
+
+def overlap(start_s, end_s, true_start_s, true_end_s):
+    """Intersection over union."""
+    shared = max(0.0, min(end_s, true_end_s) - max(start_s, true_start_s))
+    return shared / (max(end_s, true_end_s) - min(start_s, true_start_s))
+
+
+def test_a_student_below_its_teacher_is_said_to_be_and_one_above_is_not(world, local_ray):
     root, _, _ = world
-    found = evaluate(EvaluateSettings(), IndexSettings(), root=str(root), run="run", split="test")
-    is_below = found["rows"]["fused"]["sumr"] < found["rows"]["teacher"]["sumr"]
-    assert ("warning" in found) == is_below
+    add_run(root, "other", seed=4)
+    said = []
+    for run in ("run", "other"):
+        found = evaluate(EvaluateSettings(), IndexSettings(), root=str(root), run=run, split="test")
+        is_below = found["rows"]["fused"]["sumr"] < found["rows"]["teacher"]["sumr"]
+        assert ("warning" in found) == is_below
+        said.append(is_below)
+    assert sorted(said) == [False, True]
+
+
+def test_the_papers_protocol_reports_the_split_that_chose_the_checkpoint(world, local_ray):
+    root, _, _ = world
+    found = evaluate(EvaluateSettings(protocol="paper"), IndexSettings(), root=str(root), run="run", split="val")
+    assert (found["protocol"], found["queries"]) == ("paper", 6)
+    assert found["output"].endswith("runs/run/evaluations/val-paper.json")
 
 
 def test_chosen_weights_are_the_best_of_the_grid_on_the_validation_split(world, local_ray):

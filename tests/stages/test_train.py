@@ -71,7 +71,17 @@ def test_a_run_on_imported_features_leaves_all_that_later_stages_read(root, tmp_
     assert shards["features/default/videos"] == open_collection(root).features().video_shards.live()
 
     events = EventAccumulator(f"{root}/runs/first/metrics").Reload()
-    wanted = {"loss/distillation", "schedule/alpha", "schedule/distillation", "lr", "speed/data_wait_share"}
+    losses = (
+        "total",
+        "distillation",
+        *(f"{b}_{p}" for b in ("inheritance", "exploration") for p in ("triplet", "nce")),
+    )
+    wanted = {
+        *(f"loss/{part}" for part in losses),
+        *(f"schedule/{name}" for name in ("distillation", "alpha", "beta")),
+        *("lr", "speed/videos_per_s", "speed/step_s", "speed/data_wait_share"),
+        *(f"{row}/sumr" for row in ("teacher", "inheritance", "exploration", "fused")),
+    }
     assert wanted <= set(events.Tags()["scalars"])
     assert [event.step for event in events.Scalars("loss/total")] == [0, 1, 2]
 
@@ -116,12 +126,16 @@ def test_what_cannot_be_used_is_counted_and_named(root, tmp_path):
         {"query_id": known, "text": "moved away", "video_ids": video, "split": "test"},
     ]
     collection.query_shards.append(pa.Table.from_pylist(queries, schema.QUERIES))
-    quiet = {"video_id": "quiet", "split": "train", "added_at": 1.0, "removed": False}
-    collection.video_shards.append(pa.Table.from_pylist([quiet], schema.VIDEOS))
+    videos = [{"video_id": name, "split": "train", "added_at": 1.0, "removed": False} for name in ("quiet", "silent")]
+    collection.video_shards.append(pa.Table.from_pylist(videos, schema.VIDEOS))
+    features = collection.features()
+    segment = features.video_shards.scan().slice(0, 1).to_pylist()[0]
+    features.video_shards.append(pa.Table.from_pylist([{**segment, "video_id": "silent"}], schema.FEATURE_VIDEOS))
     left_out = train(settings(tmp_path / "cache"), root=root, run="r", dry_run=True)["train"]["left_out"]
     assert left_out["queries whose videos have no features"] == "1: lost"
     assert left_out["queries without features"] == "1: raw"
     assert left_out["videos without features"] == "1: quiet"
+    assert left_out["videos without captions"] == "2: silent, v_train_0"  # the one had no caption, the other one only
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ def test_what_was_written_is_read_in_the_order_of_ids(tmp_path):
     assert lengths.tolist() == [3, 1]
     assert cache.teacher_frames.take(np.array([1]))[0].tolist() == [[20] * 5] * 4
     assert cache.teacher_queries.take(np.array([0, 1]))[0].tolist() == [[1] * 5, [2] * 5]
-    assert cache.relevant() == [[0], [0, 2]]
+    assert (cache.pair_video_P.tolist(), cache.pair_query_P.tolist()) == ([0, 0, 2], [0, 1, 1])
     assert cache.captioned_videos().tolist() == [0, 2]
     queries, counts = cache.queries_of(np.array([2, 1, 0]))
     assert (queries.tolist(), counts.tolist()) == ([1, 0, 1], [1, 0, 2])
@@ -45,7 +45,8 @@ def test_batches_do_not_depend_on_the_order_of_shards(tmp_path):
     one, two = read_cache(tmp_path / "one"), read_cache(tmp_path / "two")
     videos = np.arange(3)
     assert (one.frames.take(videos)[0] == two.frames.take(videos)[0]).all()
-    assert one.relevant() == two.relevant()
+    assert (one.pair_video_P == two.pair_video_P).all()
+    assert (one.pair_query_P == two.pair_query_P).all()
 
 
 def test_values_are_mapped_not_read(tmp_path):

@@ -1,7 +1,9 @@
 """The loop: it learns, resumes bit for bit, and several workers do what one does."""
 
+import io
 import math
 import multiprocessing
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -166,6 +168,39 @@ def test_a_member_of_a_population_goes_on_from_another_s_weights_with_its_own_dr
     assert {group["lr"] for group in state.optimizer.param_groups} == {7e-3}
 
 
+def test_a_pickle_in_place_of_a_checkpoint_is_refused_and_not_run(splits, tmp_path):
+    """The published checkpoints are pickles, which run code when they are loaded."""
+    mark = tmp_path / "ran"
+    buffer = io.BytesIO()
+    torch.save(_Touches(mark), buffer)
+    state = new_state(splits[0], STUDENT, TRAIN, 3, "cpu")
+    for data in (pickle.dumps(_Touches(mark)), buffer.getvalue()):
+        for load in (state.load_bytes, student_from_bytes):
+            with pytest.raises(ValueError, match="not a checkpoint"):
+                load(data)
+    assert not mark.exists()
+
+
+class _Touches:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_hard_labels_go_to_caption_rich_videos_or_by_a_setting_to_random_ones(splits):
+    losses = {}
+    for rows in ("batch_order", "random"):
+        settings = QUIET.model_copy(update={"soft_target_rows": rows, "num_epochs": 1, "lr": 1e-12, "alpha": 0.5})
+        fit(*splits, STUDENT, settings, on_epoch=lambda metrics, state, rows=rows: losses.update({rows: metrics}))
+    for name in ("inheritance_nce", "exploration_nce"):
+        assert losses["batch_order"][f"loss/{name}"] != pytest.approx(losses["random"][f"loss/{name}"], rel=1e-4)
+    assert losses["batch_order"]["loss/distillation"] == pytest.approx(losses["random"]["loss/distillation"], rel=1e-4)
+
+
 def _steps(train: FeatureCache, settings: TrainSettings, count: int) -> tuple[dict[str, torch.Tensor], list[float]]:
     """`count` steps from the start, across epochs; all weights, and each step's loss."""
     exchange = Exchange()
@@ -210,8 +245,15 @@ def _results(train: FeatureCache, validation: FeatureCache) -> dict[str, Any]:
     return {
         "gradients": [_gradient(train, QUIET, np.arange(count)) for count in (4, 2, 1)],
         "steps": _steps(train, QUIET.model_copy(update={"precision": "float64"}), 20),
-        "sumr": fit(train, validation, STUDENT, QUIET).progress.best_sumr,
+        "metrics": _validated(train, validation),
     }
+
+
+def _validated(train: FeatureCache, validation: FeatureCache) -> dict[str, float]:
+    """What the last of three epochs reports of the validation split."""
+    epochs: list[dict[str, float]] = []
+    fit(train, validation, STUDENT, QUIET, on_epoch=lambda metrics, state: epochs.append(metrics))
+    return {name: value for name, value in epochs[-1].items() if name.endswith(("sumr", "r1", "medr", "map"))}
 
 
 @pytest.fixture(scope="module")
@@ -241,4 +283,5 @@ def test_workers_give_the_loss_and_gradient_of_one_process(workers_folder, world
         assert losses == pytest.approx(expected_losses, rel=1e-8)
         for name, expected in expected_weights.items():
             torch.testing.assert_close(weights[name], expected, rtol=1e-8, atol=1e-8)
-        assert worker["sumr"] == pytest.approx(alone["sumr"])
+        assert worker["metrics"] == pytest.approx(alone["metrics"])
+        assert len(worker["metrics"]) == 4 * 4

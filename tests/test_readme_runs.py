@@ -1,0 +1,194 @@
+"""Every command and Python block of README.md and of the guide is run, in the order of the pages, on small videos.
+
+Two things take the place of what stands there: an encoder with random weights, and settings that make a run short. The
+bucket of the README is one of an S3 server on loopback; files and folders have the names that the pages give them. What
+needs a cluster, sets a machine up or measures for minutes is run elsewhere: `ELSEWHERE` names it, and a command that is
+neither here nor there fails.
+
+All commands run in one process of its own, so that they share one embedded Ray, whose workers know the bucket.
+"""
+
+import contextlib
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from string import Template
+
+import pytest
+import yaml
+from pages import HOME, blocks, words_of
+
+PAGES = (HOME / "README.md", HOME / "docs/guide.md")
+ENCODER = "ViT-B-32:laion2b_s34b_b79k"
+BUCKET = "my-bucket"
+
+ELSEWHERE = {  # how a command begins -> what runs it
+    "make test": ".ci/run",
+    "make lint": ".ci/run",
+    ".ci/run": "who changes something",
+    "source ": ".ci/run, which calls what it would put on the path",
+    "pip install": "make setup",
+    "apt-get install": ".ci/run",
+    "eval ": "tests/test_cli.py: completion",
+    "prvr --help": "tests/test_cli.py: help",
+    "prvr COMMAND --help": "tests/test_cli.py: help of every command",
+    "prvr submit": "tests/stages/test_jobs.py, on a head with its dashboard",
+    "prvr doctor --address": "tests/stages/test_doctor.py and tests/cluster, on a cluster",
+    "python benchmarks/": "who measures: benchmarks/README.md",
+}
+
+TRAIN = "--student.hidden_dim=16 --train.num_epochs=2 --train.videos_per_batch=4"
+SHORT = {  # command -> settings that are added behind those of the page
+    "demo": "--config=short-demo.yaml",
+    "train": TRAIN,
+    "tune": f"{TRAIN} --tune.num_trials=2 --tune.grace_epochs=1 --tune.confirm_top=1 --tune.num_seeds=2",
+    "ablate": f"{TRAIN} --train.num_epochs=1 --tune.num_seeds=2 --tune.teacher_noise=[1.0]",
+}
+SHORT_DEMO = {
+    "demo": {"num_videos": {"train": 6, "val": 3, "test": 4}, "num_stills": 64, "teacher_steps": 4, "tune_epochs": 1},
+    "student": {"hidden_dim": 16},
+    "train": {"num_epochs": 2, "videos_per_batch": 4},
+    "tune": {"num_trials": 2, "grace_epochs": 1, "confirm_top": 0},
+}
+
+Step = tuple[str, list[str]]  # prvr and its arguments, or python and the code
+
+
+def typed(text: str) -> Iterator[tuple[str, str]]:
+    """What a page gives to type, in order: (language, block), and ("span", command) for those in the running text.
+
+    A span is a command if it begins like one; `prvr train`, without an option, is only a name.
+    """
+    for language, block, span in re.findall(r"^```(\w*)\n(.*?)^```|`([^`\n]+)`", text, re.DOTALL | re.MULTILINE):
+        if language in ("bash", "python"):
+            yield language, block
+        elif re.match(r"(make|pip|apt-get|eval|source|python) |\.ci/run|prvr .*--(help|\S+ \S)", span):
+            yield "span", span
+
+
+def steps_of(text: str, encoder: str) -> Iterator[Step]:
+    """The steps that a text gives, those of the running text once; lines may set the shell's variables."""
+    variables: dict[str, str] = {}
+    seen: set[str] = set()
+    for kind, given in typed(text):
+        if kind == "span" and given in seen:
+            continue
+        seen.add(given)
+        if kind == "python":
+            yield "python", [given]
+            continue
+        for line in given.replace("\\\n", " ").splitlines():
+            words = [Template(word).safe_substitute(variables) for word in words_of(line)]
+            assignment = re.fullmatch(r"(\w+)=(.*)", words[-1]) if words else None
+            if not words or any(" ".join(words).startswith(begin) for begin in ELSEWHERE):
+                continue
+            if assignment and words[:-1] in ([], ["export"]):
+                variables[assignment[1]] = assignment[2]
+            else:
+                yield step_of([encoder if word == ENCODER else word for word in words])
+
+
+def step_of(words: list[str]) -> Step:
+    if words == ["make", "demo"]:
+        [words] = [
+            words_of(line) for line in re.findall(r"^\t\$\(BIN\)/(.* demo .*)", (HOME / "Makefile").read_text(), re.M)
+        ]
+    if words[:2] == ["python", "-c"]:
+        return "python", words[2:]
+    assert words[0] == "prvr", f"{' '.join(words)!r} is run by no test: say in ELSEWHERE by what it is"
+    return "prvr", [*words[1:], *SHORT.get(words[1], "").split()]
+
+
+def run_steps(steps: list[Step]) -> None:
+    """What the child process does: run the steps, and print what each printed as one line of JSON."""
+    from prvr_ray import cli
+    from prvr_ray.stages.session import connect
+
+    with connect():
+        for kind, arguments in steps:
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed):
+                if kind == "prvr":
+                    code = cli.main(arguments)
+                    assert code == 0, f"{arguments} ended with {code}"
+                else:
+                    exec(arguments[0], {})
+            print(json.dumps({"step": [kind, *arguments], "printed": printed.getvalue()}), flush=True)
+
+
+@pytest.fixture
+def desk(s3_root, tmp_path) -> Path:
+    """The folder in which a reader types: videos and captions there and in the bucket, released features, a teacher."""
+    import boto3
+    import released_layout
+    from small_clip import write_small_clip
+
+    from prvr_ray.corpus.synthetic import plan_world, queries_of, render
+
+    scripts = plan_world(2, {"train": 15})
+    # Of these names, the hash that deals out splits gives 9 to train, 2 to val and 4 to test.
+    scripts = [replace(script, video_id=f"kitchen/{n:02d}.mp4") for n, script in enumerate(scripts)]
+    videos = [render(script, str(tmp_path / "my-videos")) for script in scripts]
+    moments = [{**query["moments"][0], "text": query["text"]} for query in queries_of(scripts)]
+    guide = PAGES[1].read_text(encoding="utf-8")
+    columns = blocks(guide, "csv")[0].splitlines()[0].split(",")
+    with open(tmp_path / "captions.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(moments)
+    for settings in blocks(guide, "yaml"):
+        (tmp_path / "study.yaml").write_text(settings)
+    (tmp_path / "captions.txt").write_text("a person opens a fridge\nsomebody peels an orange\n")
+    (tmp_path / "short-demo.yaml").write_text(yaml.safe_dump(SHORT_DEMO))
+    for name in ("tvr", "activitynet", "charades"):
+        released_layout.render(tmp_path / name, {"train": 6, "val": 3, "test": 3}, dataset=name)
+    write_small_clip(tmp_path / "teacher")
+    s3 = boto3.client("s3")
+    s3.create_bucket(Bucket=BUCKET)
+    for video, script in zip(videos, scripts, strict=True):
+        s3.upload_file(str(video), BUCKET, f"videos/{script.video_id}")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_every_command_runs_in_the_order_of_the_pages(desk):
+    encoder = f"{desk}/teacher/model.json:{desk}/teacher/weights.safetensors"
+    steps = list(steps_of("\n".join(page.read_text(encoding="utf-8") for page in PAGES), encoder))
+    assert len(steps) > 30
+    command = [sys.executable, __file__, json.dumps(steps)]
+    done = subprocess.run(command, cwd=desk, capture_output=True, text=True, timeout=800, check=False)
+    ran = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0, f"after {ran[-1]['step'] if ran else 'nothing'}: {done.stderr[-3000:]}"
+    assert [item["step"] for item in ran] == [[kind, *arguments] for kind, arguments in steps]
+    assert all(item["printed"].strip() for item in ran if item["step"][0] == "prvr")
+    [found] = [item["printed"] for item in ran if "import prvr_ray" in item["step"][1]]
+    assert found.startswith("kitchen/")
+    demo, own = (
+        (desk / root / "index.html").read_text("utf-8") for root in ("demo-root/reports/demo", "my-root/reports/first")
+    )
+    assert "✓ right" in demo
+    assert "✓ right" in own
+    assert "Paired differences over the queries" in demo
+
+
+def test_every_exception_is_one_of_a_command_that_stands_there():
+    lines = [
+        line for page in PAGES for _, given in typed(page.read_text(encoding="utf-8")) for line in given.splitlines()
+    ]
+    assert [begin for begin in ELSEWHERE if not any(line.startswith(begin) for line in lines)] == []
+
+
+def test_a_command_that_nothing_runs_is_an_error():
+    with pytest.raises(AssertionError, match="'rm -rf my-root' is run by no test"):
+        list(steps_of("```bash\nprvr status --root my-root\nrm -rf my-root\n```", ""))
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(HOME))
+    run_steps(json.loads(sys.argv[1]))
