@@ -5,6 +5,7 @@ index/<index>/  spec.json               the run, its student, the feature set an
                 written-*.json          shard -> its first video, of one `prvr index`: how a lost shard is noticed
 """
 
+import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import pyarrow.compute as pc
 from prvr_ray import schema
 from prvr_ray.collection import Collection, ShardFolder, by_shard, newest_windows, read_spec
 from prvr_ray.retrieval.blocks import FrameBlock
+from prvr_ray.runs import RunFolder, open_run
 from prvr_ray.storage import ShardError, Store, get_json, read_table
 
 WRITTEN = "written-"
@@ -69,6 +71,22 @@ class IndexFolder:
             return read_spec(self.store)
         except ValueError as error:
             raise ValueError(f"index {self.name!r}: {error}; `prvr index` makes one") from None
+
+    def run(self) -> RunFolder:
+        """The run whose student made the index.
+
+        Raises:
+            ValueError: it is gone, or its best student is another one now, which would not understand these vectors.
+        """
+        spec = self.spec()
+        run = open_run(self.collection.store.uri, spec["run"])
+        best, made_with = best_weights(run), {"weights": spec["weights"], "weights_sha256": spec["weights_sha256"]}
+        if best != made_with:
+            raise ValueError(
+                f"index {self.name!r} was made with {_said(made_with)}, the best of run {spec['run']!r} is "
+                f"{_said(best)} now: make a new index"
+            )
+        return run
 
     def windows(self) -> pa.Table:
         """The row that counts of every window: video_id, added_at, window, `shard` and `row`."""
@@ -146,6 +164,20 @@ class IndexFolder:
         except ValueError as error:
             raise ShardError(f"{self.store.uri}/{shard['name']} is damaged: {error}") from error
         return LoadedShard(block, rows["window"].to_numpy(), stacked(rows["edges_s"], np.dtype("<f8"), 1).ravel())
+
+
+def best_weights(run: RunFolder) -> dict[str, str]:
+    """Which student of a run is the best: `weights`, its key, and `weights_sha256`.
+
+    Raises:
+        ValueError: no epoch has ended yet, or there is no such run.
+    """
+    key = str(run.best()["weights"])
+    return {"weights": key, "weights_sha256": hashlib.sha256(run.store.get(key)).hexdigest()}
+
+
+def _said(best: dict[str, str]) -> str:
+    return f"{best['weights']} ({best['weights_sha256'][:12]})"
 
 
 def stacked(column: pa.ChunkedArray, dtype: np.dtype, dim: int) -> np.ndarray:

@@ -10,7 +10,6 @@ import pyarrow.compute as pc
 
 from prvr_ray.collection import FeatureSet, declare_spec
 from prvr_ray.config import ScoreSettings
-from prvr_ray.runs import open_run
 from prvr_ray.stages.index_folder import IndexFolder
 from prvr_ray.stages.query_files import is_file, read_questions
 from prvr_ray.stages.query_vectors import QueryPlan, text_encoder_name
@@ -30,11 +29,10 @@ def find_questions(source: str, folder: IndexFolder, output: str) -> tuple[pa.Ta
         source: a split, a file, or `-`; see `prvr_ray.stages.query_files`.
 
     Raises:
-        ValueError: no questions there, or text that the index's run cannot read.
+        ValueError: no questions there, text that the index's run cannot read, or a run that has gone on since.
     """
-    spec = folder.spec()
-    run = open_run(folder.collection.store.uri, spec["run"])
-    features = folder.collection.features(spec["features"])
+    run = folder.run()
+    features = folder.collection.features(folder.spec()["features"])
     store = folder.collection.store.child(f"scores/{output}")
     if is_file(source):
         found = read_questions(source)
