@@ -29,6 +29,9 @@ def show_evaluation(evaluation: dict[str, Any]) -> None:
         style = "bold" if name == "fused" else None
         table.add_row(name, *(f"{figures[key]:.{3 if key == 'map' else 1}f}" for key in _RECALLS), style=style)
     Console().print(table)
+    if evaluation["moments"]:
+        found = (f"{share:.1f} % at IoU {name.partition('iou')[2]}" for name, share in evaluation["moments"].items())
+        Console().print(f"moments found in the relevant video, R@1: {', '.join(found)}", soft_wrap=True)
     if "warning" in evaluation:
         Console().print(f"[yellow]warning:[/] {evaluation['warning']}")
 

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from score_world import moment_of
 from served import MAX_FRAMES, add_queries, add_run, add_videos
 
 from prvr_ray.collection import open_collection
@@ -13,6 +14,7 @@ from prvr_ray.config import EvaluateSettings, IndexSettings
 from prvr_ray.retrieval.metrics import ranks, summarize
 from prvr_ray.stages.evaluate import evaluate
 from prvr_ray.student.batching import normalize, sample_uniform
+from prvr_ray.terminal import show_evaluation
 
 CUT = IndexSettings(windowing="windows", overlap_frames=3)
 WEIGHTS = {"inheritance": 0.7, "exploration": 0.3}
@@ -114,12 +116,34 @@ def test_all_rows_equal_plain_float64_scores(world, local_ray, windowing):
     assert fused == dict(zip(queries, [r.tolist() for r in expected["fused"]], strict=True))
 
 
-def test_ratios_and_moments_are_reported(world, local_ray):
+def test_ratios_and_moments_are_reported(world, local_ray, capsys):
     root, _, _ = world
     found = evaluate(EvaluateSettings(), IndexSettings(), root=str(root), run="run", split="test")
     assert sum(group["queries"] for group in found["by_ratio"].values()) == 40
     assert set(found["moments"]) == {"r1_iou0.3", "r1_iou0.5", "r1_iou0.7"}
-    assert found["moments"]["r1_iou0.3"] >= found["moments"]["r1_iou0.7"]
+    show_evaluation(found)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"{found['moments']['r1_iou0.5']:.1f} % at IoU 0.5" in shown
+
+
+def test_moment_recall_equals_plain_loops_over_the_relevant_videos_windows(world, local_ray):
+    """Frames last a second each, so a cut's edges are its frames' numbers."""
+    root, student, relevant = world
+    found = evaluate(EvaluateSettings(), CUT, root=str(root), run="run", split="test")
+    features = open_collection(str(root)).features()
+    cuts = {video.video_id: windows_of(video, CUT) for video in features.read_videos(features.complete())}
+    encoded, overlaps = encoded_windows(root, student, CUT, VIDEOS), []
+    for query_id, vectors in query_vectors(root, student, "q").items():
+        video_id = relevant[query_id][0]
+        curves = [{branch: window[branch] @ vectors[branch] for branch in WEIGHTS} for window in encoded[video_id]]
+        scores = [sum(w * curve[branch].max() for branch, w in WEIGHTS.items()) for curve in curves]
+        best = int(np.argmax(scores))
+        fused = sum(w * curves[best][branch] for branch, w in WEIGHTS.items())
+        _, start, end = moment_of(fused, np.arange(cuts[video_id][best][0], cuts[video_id][best][1] + 1.0))
+        overlaps.append(max(0, min(end, 2.0) - max(start, 0.5)) / (max(end, 2.0) - min(start, 0.5)))
+    expected = {f"r1_iou{level}": 100 * np.mean(np.array(overlaps) >= level) for level in (0.3, 0.5, 0.7)}
+    assert found["moments"] == pytest.approx(expected)
+    assert 0 < found["moments"]["r1_iou0.3"] < 100
 
 
 def test_a_student_below_its_teacher_is_said_to_be(world, local_ray):
