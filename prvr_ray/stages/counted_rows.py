@@ -5,7 +5,6 @@ than one machine holds. A row can only lose to another one of its video, and nea
 shard, so here a shard leaves no more behind than a hash of each video. Rows are compared only where hashes meet.
 """
 
-from collections.abc import Collection as Some
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -40,8 +39,11 @@ class ShardLook:
     found: frozenset[str]
 
 
-def look_at(folder: ShardFolder, name: str, removed: pa.Array, asked: Some[str]) -> ShardLook:
+def look_at(folder: ShardFolder, name: str, removed: pa.Array, asked: set[str]) -> ShardLook:
     """Read the small columns of a shard.
+
+    Args:
+        removed: ids of removed videos. asked: ids that the caller looks for.
 
     Raises:
         ShardError: it is missing or damaged.
@@ -51,7 +53,7 @@ def look_at(folder: ShardFolder, name: str, removed: pa.Array, asked: Some[str])
     kept = rows.filter(pc.invert(is_removed))
     videos = kept["video_id"].unique()
     is_plain = _count(kept, _PER_WINDOW) == len(kept) and _count(kept, _PER_FILE) == len(videos)
-    found = frozenset(pc.unique(rows["video_id"]).to_pylist()).intersection(asked) if asked else frozenset()
+    found = frozenset(asked.intersection(pc.unique(rows["video_id"]).to_pylist() if asked else ()))
     return ShardLook(name, len(rows), np.flatnonzero(is_removed), np.unique(_hashes(videos)), is_plain, found)
 
 
@@ -59,7 +61,8 @@ def rows_to_skip(folder: ShardFolder, looks: Iterable[ShardLook], removed: pa.Ar
     """Per shard, the rows that do not count, rising."""
     looks = list(looks)
     hashes = np.sort(np.concatenate([np.zeros(0, np.int64), *(look.hashes for look in looks)]))
-    doubtful = np.concatenate([hashes[1:][hashes[1:] == hashes[:-1]], *(k.hashes for k in looks if not k.is_plain)])
+    repeated, unclear = hashes[1:][hashes[1:] == hashes[:-1]], (look.hashes for look in looks if not look.is_plain)
+    doubtful = np.concatenate([repeated, *unclear])
     skipped = {look.name: look.removed for look in looks}
     involved = [look.name for look in looks if np.isin(look.hashes, doubtful).any()]
     if not involved:

@@ -102,16 +102,16 @@ class IndexFolder:
         """
         sizes = {item.key: item.size for item in self.store.list()}
         removed, gone = self.collection.removed(), self._gone(set(sizes))
-        look = partial(self._look_at, removed=removed, asked=set(gone.values()))
+        look_at_one = partial(self._look_at, removed=removed, asked=set(gone.values()))
         with ThreadPoolExecutor(_PARALLEL_READS) as readers:
-            found = list(readers.map(look, self.shards.live()))
+            found = list(readers.map(look_at_one, self.shards.live()))
         looks = [item for item in found if isinstance(item, ShardLook)]
         skipped = rows_to_skip(self.shards, looks, removed)
         shards = [
-            {"name": k.name, "bytes": sizes[k.name], "rows": k.num_rows, "skip": skipped[k.name].tolist()}
-            for k in looks
+            {"name": look.name, "bytes": sizes[look.name], "rows": look.num_rows, "skip": skipped[look.name].tolist()}
+            for look in looks
         ]
-        standing = {*removed.to_pylist(), *(video_id for item in looks for video_id in item.found)}
+        standing = {*removed.to_pylist(), *(video_id for look in looks for video_id in look.found)}
         lost = [f"{self.store.uri}/{name} is missing" for name, video_id in gone.items() if video_id not in standing]
         return shards, [item for item in found if isinstance(item, str)] + lost
 

@@ -122,7 +122,7 @@ def _named(rows: Iterable[tuple[str, Any]]) -> Iterable[tuple[str, str]]:
     for name, row in rows:
         if not isinstance(row, dict) or _TEXT not in row:
             raise ValueError(f"{name} has no {_TEXT!r}; a row has {_TEXT} and, optional, {_ID}")
-        text, own_id = row[_TEXT] or "", row.get(_ID)
+        text, own_id = "" if row[_TEXT] is None else row[_TEXT], row.get(_ID)
         if not isinstance(text, str):
             raise ValueError(f"{name}: {_TEXT} is {text!r}, not a string")
         query_id = name if own_id in (None, "") else str(own_id)

@@ -113,6 +113,7 @@ UNUSABLE = [
     ("q.jsonl", '{"caption": "a dog"}\n', "line-1 has no 'text'; a row has text and, optional, query_id"),
     ("q.jsonl", '["a dog"]\n', "line-1 has no 'text'"),
     ("q.jsonl", '{"text": 7}\n', "line-1: text is 7, not a string"),
+    ("q.jsonl", '{"text": 0}\n', "line-1: text is 0, not a string"),
     ("q.jsonl", '{"text": "\\ud800"}\n', "line-1 holds half of a surrogate pair"),
     ("q.jsonl", "[" * 100_000 + "\n", "recursion"),
     ("q.parquet", b"PAR1 and nothing more", "q.parquet: "),
