@@ -313,7 +313,12 @@ def newest_queries(folder: ShardFolder) -> pa.Table:
 
 def newest_windows(folder: ShardFolder, removed: pa.Array) -> pa.Table:
     """The row that counts of every window of an index: video_id, added_at, window, `shard` and `row`."""
-    rows = _of_newest_files(folder.scan(["video_id", "added_at", "window"]), removed)
+    return windows_that_count(folder.scan(["video_id", "added_at", "window"]), removed)
+
+
+def windows_that_count(rows: pa.Table, removed: pa.Array) -> pa.Table:
+    """Those of an index's located rows that count, where `rows` has all rows of each of its videos."""
+    rows = _of_newest_files(rows, removed)
     return first_of(rows, ["video_id", "window"], [("shard", "ascending"), ("row", "ascending")])
 
 

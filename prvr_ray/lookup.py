@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from prvr_ray.collection import Collection, FeatureSet, by_shard
 from prvr_ray.retrieval.moments import branch_curves, fuse_curves, locate
 from prvr_ray.retrieval.scoring import TopK, search
-from prvr_ray.runs import RunFolder, open_run
+from prvr_ray.runs import RunFolder
 from prvr_ray.stages.index_folder import IndexFolder, LoadedShard
 from prvr_ray.stages.student_vectors import encode_queries
 from prvr_ray.student.model import Student
@@ -140,11 +140,4 @@ def open_lookup(collection: Collection, index: str, moment_threshold: float = 0.
     shards, missing = folder.plan()
     if missing:
         raise ValueError(f"{'; '.join(missing)}. Index again: `prvr index` puts what is missing")
-    spec = folder.spec()
-    run = open_run(collection.store.uri, spec["run"])
-    best = run.best()["weights"]
-    if spec["weights"] != best:
-        raise ValueError(
-            f"index {index!r} was made with {spec['weights']}, the run's best is {best} now: make a new one"
-        )
-    return Lookup(folder, run, shards, moment_threshold)
+    return Lookup(folder, folder.run(), shards, moment_threshold)

@@ -44,10 +44,8 @@ def show_evaluation(evaluation: dict[str, Any]) -> None:
             table.add_row(f"M/V {ratio}", *_recalls(figures))
     Console().print(table)
     if evaluation.get("moments"):
-        said = ", ".join(
-            f"IoU {name.partition('iou')[2]}: {share:.1f}" for name, share in evaluation["moments"].items()
-        )
-        Console().print(f"moments, R@1 at {said}")
+        found = (f"{share:.1f} % at IoU {name.partition('iou')[2]}" for name, share in evaluation["moments"].items())
+        Console().print(f"moments found in the relevant video, R@1: {', '.join(found)}", soft_wrap=True)
     if "warning" in evaluation:
         Console().print(f"[yellow]warning:[/] {evaluation['warning']}", soft_wrap=True)
     _show_place("output", evaluation.get("output"))

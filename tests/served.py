@@ -9,6 +9,9 @@ from prvr_ray.collection import declare_spec, open_collection
 from prvr_ray.config import resolve
 from prvr_ray.runs import open_run
 from prvr_ray.schema import pack_times, pack_vectors
+from prvr_ray.stages import index as stage
+from prvr_ray.stages.index_folder import IndexFolder
+from prvr_ray.stages.student_vectors import WindowEncoder, Windowing
 from prvr_ray.storage import put_json
 from prvr_ray.student.checkpoints import student_to_bytes
 from prvr_ray.student.model import Student
@@ -21,17 +24,27 @@ SPEC = {
 }
 
 
-def add_videos(root, ids, seed=0, split="test", num_frames=(3, 30), added_at=1.0):
-    """Videos of a frame a second, in segments of 10 frames; returns video_id -> student features."""
+def every_second(rng, n):
+    return np.arange(n) + 0.5
+
+
+def unevenly(rng, n):
+    """Times of a video of n seconds whose frame rate varies."""
+    return np.sort(rng.uniform(0, n, n))
+
+
+def add_videos(root, ids, seed=0, split="test", num_frames=(3, 30), added_at=1.0, spec=SPEC, times=every_second):
+    """Videos of n seconds and frames, in segments of 10 frames; returns video_id -> student features."""
     rng = np.random.default_rng(seed)
     collection = open_collection(str(root))
     features = collection.features()
-    declare_spec(features.store, SPEC)
+    declare_spec(features.store, spec)
     videos, segments, made = [], [], {}
     for video_id in ids:
         n = int(rng.integers(*num_frames))
         made[video_id] = student_nD = rng.standard_normal((n, VIDEO_DIM)).astype(np.float16)
         teacher_nD = rng.standard_normal((n, TEACHER_DIM)).astype(np.float16)
+        times_n = times(rng, n)
         base = {"video_id": video_id, "etag": f"e{added_at}", "added_at": added_at}
         videos.append(
             {**base, "uri": f"file:///{video_id}", "size": 1, "split": split, "duration_s": float(n), "removed": False}
@@ -44,7 +57,7 @@ def add_videos(root, ids, seed=0, split="test", num_frames=(3, 30), added_at=1.0
                     "segment": segment,
                     "is_last": start + 10 >= n,
                     "num_frames": len(student_nD[rows]),
-                    "timestamps_s": pack_times(np.arange(n)[rows] + 0.5),
+                    "timestamps_s": pack_times(times_n[rows]),
                     "teacher": pack_vectors(teacher_nD[rows]),
                     "student": pack_vectors(student_nD[rows]),
                     "start_s": 0.0,
@@ -103,3 +116,17 @@ def add_run(root, name="run", seed=0, branches=("inheritance", "exploration")):
     run.store.put(key, student_to_bytes(student))
     put_json(run.store, "best.json", {"epoch": 0, "fused/sumr": 1.0, "weights": key})
     return student
+
+
+def add_index(root, settings, rows_per_shard, name="i", prefix="shard-"):
+    """What `prvr index` makes of run `run`, without Ray: shards of so many windows each, of what is not there yet."""
+    collection, run = open_collection(str(root)), open_run(str(root), "run")
+    features, target = collection.features(), IndexFolder(collection, name)
+    spec = declare_spec(target.store, stage._spec(run, features, settings))
+    encoder = WindowEncoder(run.load_student(), Windowing(**spec["windowing"]), settings.pass_frames)
+    rows = pa.concat_tables(
+        encoder.encode(features.read_videos(stage._missing(features, target), columns=("student",)))
+    )
+    for start in range(0, len(rows), rows_per_shard):
+        target.shards.append(rows.slice(start, rows_per_shard), f"{prefix}{start:05d}.parquet")
+    stage._record(target, prefix)

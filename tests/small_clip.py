@@ -16,11 +16,15 @@ PREPROCESS = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": 
 
 
 def write_small_clip(
-    folder: Path, seed: int = 3, image_size: int = 32, embed_dim: int = 24
+    folder: Path, seed: int = 3, image_size: int = 32, embed_dim: int = 24, text_width: int = 40
 ) -> tuple[str, torch.nn.Module]:
     """Its name, `config.json:weights`, and the plain open_clip model."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = {**CONFIG, "embed_dim": embed_dim, "vision_cfg": {**CONFIG["vision_cfg"], "image_size": image_size}}
+    config = {
+        "embed_dim": embed_dim,
+        "vision_cfg": {**CONFIG["vision_cfg"], "image_size": image_size},
+        "text_cfg": {**CONFIG["text_cfg"], "width": text_width},
+    }
     torch.manual_seed(seed)
     model = open_clip.CLIP(**config).eval()
     save_file({key: value.clone() for key, value in model.state_dict().items()}, folder / "weights.safetensors")

@@ -18,6 +18,7 @@ from prvr_ray.encoders import load_encoder
 from prvr_ray.encoders.tiny_teacher import IMAGE_SIZE, save_encoder, train_tiny_teacher
 from prvr_ray.runs import open_run
 from prvr_ray.schema import pack_times, pack_vectors
+from prvr_ray.stages.index_folder import best_weights
 from prvr_ray.stages.student_vectors import WindowEncoder, Windowing
 from prvr_ray.stages.training_data import TrainingData
 from prvr_ray.storage import put_json, table_to_bytes
@@ -79,7 +80,7 @@ def put_index(collection, run) -> None:
     features, windowing = collection.features(), Windowing("whole", 128, 0)
     index, student = collection.store.child("index/main"), run.load_student()
     spec = {"run": "demo", "features": "default", "branches": list(student.branches), "dim": 16}
-    declare_spec(index, {**spec, "weights": run.best()["weights"]})
+    declare_spec(index, {**spec, **best_weights(run)})
     videos = features.read_videos(features.complete())
     table = pa.concat_tables(WindowEncoder(student, windowing, 4096).encode(videos))
     index.put("shard-0.parquet", table_to_bytes(table))
@@ -164,9 +165,10 @@ def test_an_index_with_a_lost_shard_is_refused(root):
 def test_an_index_of_an_earlier_student_is_refused(root):
     run = open_run(root.store.uri, "demo")
     best = run.best()
+    run.store.put("checkpoints/best-00099.safetensors", run.store.get(best["weights"]))
     put_json(run.store, "best.json", {**best, "weights": "checkpoints/best-00099.safetensors"})
     try:
-        with pytest.raises(ValueError, match=r"the run's best is checkpoints/best-00099.safetensors now"):
+        with pytest.raises(ValueError, match=r"the best of run 'demo' is checkpoints/best-00099.safetensors .* now"):
             api.search(root, "main", "a text")
     finally:
         put_json(run.store, "best.json", best)

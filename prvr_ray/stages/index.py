@@ -3,7 +3,6 @@
 Videos that stand in the index with the same source are left alone: adding videos later adds shards.
 """
 
-import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ from prvr_ray.collection import FeatureSet, declare_spec, existing_collection
 from prvr_ray.config import IndexSettings
 from prvr_ray.runs import RunFolder, open_run
 from prvr_ray.stages.committing import put_shard
-from prvr_ray.stages.index_folder import WRITTEN, IndexFolder
+from prvr_ray.stages.index_folder import WRITTEN, IndexFolder, best_weights
 from prvr_ray.stages.progress import Steps
 from prvr_ray.stages.resources import Worker, pool_size, require
 from prvr_ray.stages.session import connect
@@ -69,14 +68,13 @@ def index(
 
 def _spec(folder: RunFolder, features: FeatureSet, settings: IndexSettings) -> dict[str, Any]:
     """spec.json: everything that decides the vectors and which frames they stand for."""
-    config, weights = folder.config(), str(folder.best()["weights"])
+    config = folder.config()
     num_frames = settings.window_frames or config.student.max_frames
     if num_frames > config.student.max_frames:
         raise ValueError(f"index.window_frames={num_frames}; the run's student takes {config.student.max_frames}")
     return {
         "run": folder.store.uri.rpartition("/")[2],
-        "weights": weights,
-        "weights_sha256": hashlib.sha256(folder.store.get(weights)).hexdigest(),
+        **best_weights(folder),
         "features": features.store.uri.rpartition("/")[2],
         "features_spec": features.spec(),
         "branches": list(config.student.branches),

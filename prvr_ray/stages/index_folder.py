@@ -5,18 +5,21 @@ index/<index>/  spec.json               the run, its student, the feature set an
                 written-*.json          shard -> its first video, of one `prvr index`: how a lost shard is noticed
 """
 
+import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from prvr_ray import schema
-from prvr_ray.collection import Collection, ShardFolder, by_shard, newest_windows, read_spec
+from prvr_ray.collection import Collection, ShardFolder, newest_windows, read_spec
 from prvr_ray.retrieval.blocks import FrameBlock
+from prvr_ray.runs import RunFolder, open_run
+from prvr_ray.stages.counted_rows import ShardLook, look_at, rows_to_skip
 from prvr_ray.storage import ShardError, Store, get_json, read_table
 
 WRITTEN = "written-"
@@ -70,6 +73,22 @@ class IndexFolder:
         except ValueError as error:
             raise ValueError(f"index {self.name!r}: {error}; `prvr index` makes one") from None
 
+    def run(self) -> RunFolder:
+        """The run whose student made the index.
+
+        Raises:
+            ValueError: it is gone, or its best student is another one now, which would not understand these vectors.
+        """
+        spec = self.spec()
+        run = open_run(self.collection.store.uri, spec["run"])
+        best, made_with = best_weights(run), {"weights": spec["weights"], "weights_sha256": spec["weights_sha256"]}
+        if best != made_with:
+            raise ValueError(
+                f"index {self.name!r} was made with {_said(made_with)}, the best of run {spec['run']!r} is "
+                f"{_said(best)} now: make a new index"
+            )
+        return run
+
     def windows(self) -> pa.Table:
         """The row that counts of every window: video_id, added_at, window, `shard` and `row`."""
         return newest_windows(self.shards, self.collection.removed())
@@ -82,53 +101,52 @@ class IndexFolder:
             the shards that should be there but are missing or cannot be read, each with its reason.
         """
         sizes = {item.key: item.size for item in self.store.list()}
-        counted = self._counted(self.shards.live())
-        broken = [found for found in counted.values() if isinstance(found, str)]
-        readable = {name: found for name, found in counted.items() if isinstance(found, int)}
-        removed = self.collection.removed()
-        windows = newest_windows(ShardFolder(self.store, schema.INDEX, tuple(readable)), removed)
-        kept = dict(by_shard(windows))
-        nothing = np.zeros(0, np.int64)
+        removed, gone = self.collection.removed(), self._gone(set(sizes))
+        look_at_one = partial(self._look_at, removed=removed, asked=set(gone.values()))
+        with ThreadPoolExecutor(_PARALLEL_READS) as readers:
+            found = list(readers.map(look_at_one, self.shards.live()))
+        looks = [item for item in found if isinstance(item, ShardLook)]
+        skipped = rows_to_skip(self.shards, looks, removed)
         shards = [
-            {
-                "name": name,
-                "bytes": sizes[name],
-                "rows": num_rows,
-                "skip": np.setdiff1d(np.arange(num_rows), kept.get(name, nothing)).tolist(),
-            }
-            for name, num_rows in readable.items()
+            {"name": look.name, "bytes": sizes[look.name], "rows": look.num_rows, "skip": skipped[look.name].tolist()}
+            for look in looks
         ]
-        return shards, broken + self._lost(
-            set(sizes), pa.concat_arrays([removed, windows["video_id"].combine_chunks()])
-        )
+        standing = {*removed.to_pylist(), *(video_id for look in looks for video_id in look.found)}
+        lost = [f"{self.store.uri}/{name} is missing" for name, video_id in gone.items() if video_id not in standing]
+        return shards, [item for item in found if isinstance(item, str)] + lost
 
     def unreadable(self, shards: Sequence[Json]) -> dict[str, str]:
         """Those of a plan's shards that are missing or cannot be read any more: name -> reason."""
-        counted = self._counted([shard["name"] for shard in shards])
-        return {name: found for name, found in counted.items() if isinstance(found, str)}
-
-    def _counted(self, names: Sequence[str]) -> dict[str, int | str]:
-        """Each shard's number of rows, or why it cannot be read."""
+        names = [shard["name"] for shard in shards]
         with ThreadPoolExecutor(_PARALLEL_READS) as readers:
-            return dict(zip(names, readers.map(self._num_rows, names), strict=True))
+            reasons = dict(zip(names, readers.map(self._reason, names), strict=True))
+        return {name: reason for name, reason in reasons.items() if reason}
 
-    def _num_rows(self, name: str) -> int | str:
+    def _look_at(self, name: str, removed: pa.Array, asked: set[str]) -> ShardLook | str:
+        """What the plan needs of a shard, or why it cannot be read."""
         try:
-            return len(read_table(self.store, name, ["window"]))
+            return look_at(self.shards, name, removed, asked)
         except ShardError as error:
             return str(error)
 
-    def _lost(self, standing: set[str], known_videos: pa.Array) -> list[str]:
-        """Shards that were written and are gone, with videos that stand nowhere else: not the work of a compaction."""
+    def _reason(self, name: str) -> str | None:
+        """Why a shard cannot be read."""
+        try:
+            read_table(self.store, name, ["window"])
+        except ShardError as error:
+            return str(error)
+        return None
+
+    def _gone(self, standing: set[str]) -> dict[str, str]:
+        """Shards that were written and do not stand, each with its first video. Where that video stands in another
+        shard, a compaction has taken this one's place."""
         written = {
             name: video_id
             for key in sorted(standing)
             if key.startswith(WRITTEN)
             for name, video_id in get_json(self.store, key).items()
         }
-        gone = sorted(name for name in written if name not in standing)
-        is_known = pc.is_in(pa.array([written[name] for name in gone], pa.string()), known_videos).to_pylist()
-        return [f"{self.store.uri}/{name} is missing" for name, known in zip(gone, is_known, strict=True) if not known]
+        return {name: written[name] for name in sorted(written) if name not in standing}
 
     def load(self, shard: Json, branches: Sequence[str], dim: int) -> LoadedShard:
         """Read a planned shard.
@@ -146,6 +164,20 @@ class IndexFolder:
         except ValueError as error:
             raise ShardError(f"{self.store.uri}/{shard['name']} is damaged: {error}") from error
         return LoadedShard(block, rows["window"].to_numpy(), stacked(rows["edges_s"], np.dtype("<f8"), 1).ravel())
+
+
+def best_weights(run: RunFolder) -> dict[str, str]:
+    """Which student of a run is the best: `weights`, its key, and `weights_sha256`.
+
+    Raises:
+        ValueError: no epoch has ended yet, or there is no such run.
+    """
+    key = str(run.best()["weights"])
+    return {"weights": key, "weights_sha256": hashlib.sha256(run.store.get(key)).hexdigest()}
+
+
+def _said(best: dict[str, str]) -> str:
+    return f"{best['weights']} ({best['weights_sha256'][:12]})"
 
 
 def stacked(column: pa.ChunkedArray, dtype: np.dtype, dim: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Questions that a user brings: lines of text, or rows of a table with a `text` column. No Ray here.
 
-Empty lines are left out and counted; equal texts stay, each is answered. A question without an id is called after its
-line, so that the order of ids is the order of the file.
+Empty lines and rows are left out and counted; equal texts stay, each is answered. A question without an id is called
+after its line or row, so that the order of ids is the order of the file.
 """
 
 import csv
@@ -9,9 +9,9 @@ import io
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +22,7 @@ STDIN = "-"
 COLUMNS = pa.schema([("query_id", pa.string()), ("text", pa.string())])
 _TEXT, _ID = "text", "query_id"
 
-Row = dict[str, Any]
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,20 @@ def read_questions(source: str) -> Questions:
     """Read a parquet, jsonl, csv or txt file, local or at a URI, or standard input as lines of text.
 
     Raises:
-        ValueError: it cannot be read (the line is named), holds no text at all, or an id stands twice.
+        ValueError: it cannot be read (the line or row is named), holds no text at all, or an id stands twice.
     """
     data, kind = _read(source)
+    name = "standard input" if source == STDIN else source
     try:
         rows = list(_READERS[kind](data))
-    except (ValueError, csv.Error, pa.ArrowException) as error:
-        raise ValueError(f"{source}: {error}") from None
-    kept = [(query_id, text.strip()) for query_id, text in rows if text and text.strip()]
+    except (ValueError, RecursionError, pa.ArrowException) as error:
+        raise ValueError(f"{name}: {error}") from None
+    kept = [(query_id, text.strip()) for query_id, text in rows if text.strip()]
     if not kept:
-        raise ValueError(f"{source} holds no text: {len(rows)} empty lines or rows")
+        raise ValueError(f"{name} holds no text: {len(rows)} empty lines or rows")
     repeated = [query_id for query_id, count in Counter(query_id for query_id, _ in kept).items() if count > 1]
     if repeated:
-        raise ValueError(f"{source}: {_ID} {repeated[0]!r} stands twice ({len(repeated)} such ids)")
+        raise ValueError(f"{name}: {_ID} {repeated[0]!r} stands twice ({len(repeated)} such ids)")
     ids, texts = zip(*sorted(kept), strict=True)
     return Questions(pa.table([ids, texts], schema=COLUMNS), len(rows) - len(kept))
 
@@ -68,10 +69,8 @@ def _read(source: str) -> tuple[bytes, str]:
         raise ValueError(f"there is no file {source}") from None
 
 
-def _lines(data: bytes) -> Iterable[tuple[str, str]]:
-    lines = _text(data).removesuffix("\n").split("\n")
-    width = len(str(len(lines)))
-    return ((f"line-{number:0{width}d}", line) for number, line in enumerate(lines, 1))
+def _lines(data: bytes) -> list[tuple[str, str]]:
+    return _numbered("line", _text(data).removesuffix("\n").split("\n") if data else [])
 
 
 def _json_lines(data: bytes) -> Iterable[tuple[str, str]]:
@@ -85,36 +84,62 @@ def _json_lines(data: bytes) -> Iterable[tuple[str, str]]:
 
 
 def _csv_rows(data: bytes) -> Iterable[tuple[str, str]]:
-    reader = csv.DictReader(io.StringIO(_text(data), newline=""))
-    rows: list[Row] = list(reader)
-    width = len(str(len(rows)))
-    return _named((f"row-{number:0{width}d}", row) for number, row in enumerate(rows, 1))
+    reader = csv.reader(io.StringIO(_text(data), newline=""), strict=True)
+    try:
+        header, *lines = list(reader) or [[_TEXT]]
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num} is not CSV: {error}") from None
+    _check_columns(header)
+    rows = []
+    for name, values in _numbered("row", lines):
+        if len(values) > len(header):
+            raise ValueError(f"{name} has {len(values)} values for {len(header)} columns; quote texts with commas")
+        rows.append((name, {_TEXT: "", **dict(zip(header, values, strict=False))}))
+    return _named(rows)
 
 
 def _parquet_rows(data: bytes) -> Iterable[tuple[str, str]]:
-    table = pq.read_table(pa.BufferReader(data))
-    columns = [name for name in (_ID, _TEXT) if name in table.schema.names]
-    rows = table.select(columns).to_pylist()
-    width = len(str(len(rows)))
-    return _named((f"row-{number:0{width}d}", row) for number, row in enumerate(rows, 1))
+    file = pq.ParquetFile(pa.BufferReader(data))
+    _check_columns(file.schema_arrow.names)
+    columns = [name for name in (_ID, _TEXT) if name in file.schema_arrow.names]
+    return _named(_numbered("row", file.read(columns).to_pylist()))
+
+
+def _numbered(what: str, items: list[Item]) -> list[tuple[str, Item]]:
+    """Names that sort as the items stand: line-01, line-02, ..."""
+    width = len(str(len(items)))
+    return [(f"{what}-{number:0{width}d}", item) for number, item in enumerate(items, 1)]
+
+
+def _check_columns(names: Sequence[str]) -> None:
+    if _TEXT not in names:
+        raise ValueError(f"no column {_TEXT!r}, but {', '.join(names)}; it takes {_TEXT} and, optional, {_ID}")
 
 
 def _named(rows: Iterable[tuple[str, Any]]) -> Iterable[tuple[str, str]]:
     """(id, text) of each row: its own id, or the name of its place."""
     for name, row in rows:
         if not isinstance(row, dict) or _TEXT not in row:
-            raise ValueError(f"{name} has no column {_TEXT!r}; the columns are {_TEXT} and, optional, {_ID}")
-        text = row[_TEXT] or ""
+            raise ValueError(f"{name} has no {_TEXT!r}; a row has {_TEXT} and, optional, {_ID}")
+        text, own_id = "" if row[_TEXT] is None else row[_TEXT], row.get(_ID)
         if not isinstance(text, str):
             raise ValueError(f"{name}: {_TEXT} is {text!r}, not a string")
-        yield str(row.get(_ID) or name), text
+        query_id = name if own_id in (None, "") else str(own_id)
+        try:
+            (query_id + text).encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{name} holds half of a surrogate pair, which is no character") from None
+        yield query_id, text
 
 
 def _text(data: bytes) -> str:
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start}") from None
+    if "\0" in text:
+        raise ValueError("holds NUL characters: it is not UTF-8 text, maybe UTF-16")
+    return text
 
 
 _READERS: dict[str, Callable[[bytes], Iterable[tuple[str, str]]]] = {

@@ -63,9 +63,16 @@ class QueryEncoder:
         self._encoder = load_encoder(plan.encoder) if plan.encoder else None
 
     def put(self, file: int, rows: pa.Table) -> None:
-        """Put the vectors of the questions of one file of the job."""
+        """Put the vectors of the questions of one file of the job.
+
+        Raises:
+            ValueError: a vector that is not finite, naming the question.
+        """
         ids, tokens = self._tokens(rows)
         vectors = encode_queries(self._student, tokens, self._device)
+        is_broken_Q = ~np.all([np.isfinite(rows_QD).all(1) for rows_QD in vectors.values()], axis=0)
+        if is_broken_Q.any():
+            raise ValueError(f"the vector of query {ids[is_broken_Q.argmax()]!r} holds NaN or infinity")
         data = safetensors.numpy.save({**vectors, "ids": pack_names(ids)})
         # An earlier attempt's vectors may have been read already: they stay.
         self._plan.store.put_if_absent(query_key(file), data)

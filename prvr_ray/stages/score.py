@@ -72,7 +72,11 @@ def score(
     units = job.wanted_units()
     if job.wanted_blocks():
         with connect(address):
-            _run(job, units, rows, query_plan, settings)
+            scorers = start_scorers(job, len(units), query_plan, settings)
+            files = _query_files(rows, query_plan)
+            _deal(scorers, "put_queries", files, "queries", [len(part) for _, part in files])
+            _deal(scorers, "score", units, "units")
+            _deal(scorers, "merge", [(block,) for block in job.wanted_blocks()], "blocks")
     missing = [*job.plan["missing"], *gone.values()]
     return _finish(job, {**counts, **sizes(job.plan), "units_scored": len(units), "missing": missing})
 
@@ -82,20 +86,15 @@ def _refuse(missing: list[str], allow_missing: bool) -> None:
         raise ValueError(f"{'; '.join(missing)}. Restore or index again, or go on without by --allow-missing")
 
 
-def _run(
-    job: ScoreJob, units: list[tuple[int, int]], rows: pa.Table, queries: QueryPlan, settings: ScoreSettings
-) -> None:
+def start_scorers(job: ScoreJob, num_tasks: int, queries: QueryPlan, settings: ScoreSettings) -> list[Any]:
+    """Ask for the actors of the pool; those of nodes that are still to start come later."""
     worker = Worker("scorer", settings.scorer_cpus, settings.scorer_gpus, labels=settings.scorer_labels)
     require(worker)
     room = min(int(ray.available_resources().get(name, 0.0) / amount) for name, amount in worker.bundle.items())
-    num_scorers = pool_size(1, settings.num_scorers or max(1, room), len(units))
+    num_scorers = pool_size(1, settings.num_scorers or max(1, room), num_tasks)
     # Spot nodes come and go: an actor starts again elsewhere, and what it had in hand is done again.
     remote = ray.remote(Scorer).options(max_restarts=-1, max_task_retries=-1, **worker.options)
-    scorers = [remote.remote(job, queries) for _ in range(num_scorers)]
-    files = _query_files(rows, queries)
-    _deal(scorers, "put_queries", files, "queries", [len(part) for _, part in files])
-    _deal(scorers, "score", units, "units")
-    _deal(scorers, "merge", [(block,) for block in job.wanted_blocks()], "blocks")
+    return [remote.remote(job, queries) for _ in range(num_scorers)]
 
 
 def _deal(scorers: list[Any], method: str, tasks: list[tuple], unit: str, sizes: list[int] | None = None) -> None:

@@ -4,7 +4,7 @@ scores/<job>/  spec.json                       what is asked: index, questions, 
                plan.json                       the index's shards and how they and the questions are cut
                queries/00000.safetensors       ids and vectors of some questions, in the order of their ids
                partials/00000-00000.safetensors   answers of one block of questions from one unit of shards
-               part-00000-000.parquet          answers, by query_id and rank; the partials go when a block's parts stand
+               part-00000-000.parquet          answers, by query_id and rank; the partials go once all of them stand
                finished.json                   the summary
 
 Every object is put whole under a name that follows from the plan, and never changes.

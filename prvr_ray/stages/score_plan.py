@@ -10,14 +10,15 @@ import pyarrow.compute as pc
 
 from prvr_ray.collection import FeatureSet, declare_spec
 from prvr_ray.config import ScoreSettings
-from prvr_ray.runs import open_run
 from prvr_ray.stages.index_folder import IndexFolder
 from prvr_ray.stages.query_files import is_file, read_questions
 from prvr_ray.stages.query_vectors import QueryPlan, text_encoder_name
 from prvr_ray.stages.score_job import QUERIES_PER_FILE, ScoreJob
 from prvr_ray.storage import put_json_if_absent
 
-_SHARE_OF_UNIT = 8  # a partial is at most one part in this many of the shards that it was made from
+# A partial is at most 1/8 of the shards that it was made from; 1/32 where that leaves enough units to share out, for
+# partials are put, read and merged besides.
+_MIN_RATIO, _RATIO, _ENOUGH_UNITS = 8, 32, 64
 _ANSWER_BYTES, _MOMENT_BYTES = 20, 24  # of a partial
 
 Json = dict[str, Any]
@@ -30,11 +31,10 @@ def find_questions(source: str, folder: IndexFolder, output: str) -> tuple[pa.Ta
         source: a split, a file, or `-`; see `prvr_ray.stages.query_files`.
 
     Raises:
-        ValueError: no questions there, or text that the index's run cannot read.
+        ValueError: no questions there, text that the index's run cannot read, or a run that has gone on since.
     """
-    spec = folder.spec()
-    run = open_run(folder.collection.store.uri, spec["run"])
-    features = folder.collection.features(spec["features"])
+    run = folder.run()
+    features = folder.collection.features(folder.spec()["features"])
     store = folder.collection.store.child(f"scores/{output}")
     if is_file(source):
         found = read_questions(source)
@@ -59,7 +59,7 @@ def plan_job(settings: ScoreSettings, folder: IndexFolder, rows: pa.Table, queri
         "num_queries": len(rows),
         "query_block": files * QUERIES_PER_FILE,
         "shards": shards,
-        "units": cut_units(shards, max(settings.unit_bytes, _SHARE_OF_UNIT * partial_bytes)),
+        "units": cut_units(shards, unit_size(settings.unit_bytes, partial_bytes, shards)),
         "missing": missing,
     }
 
@@ -84,6 +84,12 @@ def sizes(plan: Json) -> dict[str, int]:
         "bytes": sum(shard["bytes"] for shard in plan["shards"]),
         "units": num_blocks * len(plan["units"]),
     }
+
+
+def unit_size(wanted: int, partial_bytes: int, shards: list[Json]) -> int:
+    """Bytes of shards in one unit, about: what is wanted, or more where its partial would not be small beside it."""
+    total = sum(shard["bytes"] for shard in shards)
+    return max(wanted, _MIN_RATIO * partial_bytes, min(_RATIO * partial_bytes, total // _ENOUGH_UNITS))
 
 
 def cut_units(shards: list[Json], unit_bytes: int) -> list[tuple[int, int]]:

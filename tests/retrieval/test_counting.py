@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 from ragged_worlds import as_blocks, brute_force_scores, ragged_world, unit_rows
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from prvr_ray.retrieval import scoring
 from prvr_ray.retrieval.counting import rank_by_counting
@@ -75,6 +77,33 @@ def test_nothing_to_rank():
     queries = [(1.0, unit_rows(rng, (2, 8)))]
     assert [r.tolist() for r in count(queries, [], [["a"], []])] == [[1], []]
     assert count([(1.0, np.zeros((0, 8)))], as_blocks(ragged_world(rng, 3, 3, (8,)), [3]), []) == []
+
+
+class Largest(TorchDispatchMode):
+    """Watches every tensor that torch makes."""
+
+    num_values = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        tensors = [item for item in (made if isinstance(made, tuple | list) else [made]) if torch.is_tensor(item)]
+        self.num_values = max([self.num_values, *(tensor.numel() for tensor in tensors)])
+        return made
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+def test_no_tensor_grows_with_the_number_of_videos(mode, monkeypatch):
+    """However many videos: no (queries, videos) matrix is ever there."""
+    monkeypatch.setattr(scoring, "_GROUP_ROWS", 60)
+    rng = np.random.default_rng(5)
+    queries = [(1.0, unit_rows(rng, (100, 8)))]
+    largest = {}
+    for num_videos in (100, 1000):
+        world = ragged_world(rng, num_videos, num_videos, (8,), max_frames=4)
+        with Largest() as watched:
+            count(queries, as_blocks(world, [40]), [["v0001"]] * 100, mode)
+        largest[num_videos] = watched.num_values
+    assert largest[1000] <= 1.5 * largest[100] < 1000 * 100 / 4
 
 
 def test_unusable_input_is_refused():

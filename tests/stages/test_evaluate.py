@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from score_world import moment_of
 from served import MAX_FRAMES, add_queries, add_run, add_videos
 
 from prvr_ray.collection import open_collection
@@ -13,6 +14,7 @@ from prvr_ray.config import EvaluateSettings, IndexSettings
 from prvr_ray.retrieval.metrics import ranks, summarize
 from prvr_ray.stages.evaluate import evaluate
 from prvr_ray.student.batching import normalize, sample_uniform
+from prvr_ray.terminal import show_evaluation
 
 CUT = IndexSettings(windowing="windows", overlap_frames=3)
 WEIGHTS = {"inheritance": 0.7, "exploration": 0.3}
@@ -137,6 +139,28 @@ def test_ratios_and_moments_equal_those_of_plain_loops(world, local_ray):
     expected = {f"r1_iou{level}": 100 * np.mean(np.array(overlaps) >= level) for level in (0.3, 0.5, 0.7)}
     assert found["moments"] == pytest.approx(expected)
     assert 0 < expected["r1_iou0.3"] < 100  # or it would show little
+
+
+def test_moment_recall_equals_plain_loops_over_the_relevant_videos_windows(world, local_ray, capsys):
+    """Frames last a second each, so a cut's edges are its frames' numbers."""
+    root, student, relevant = world
+    found = evaluate(EvaluateSettings(), CUT, root=str(root), run="run", split="test")
+    features = open_collection(str(root)).features()
+    cuts = {video.video_id: windows_of(video, CUT) for video in features.read_videos(features.complete())}
+    encoded, overlaps = encoded_windows(root, student, CUT, VIDEOS), []
+    for query_id, vectors in query_vectors(root, student, "q").items():
+        video_id = relevant[query_id][0]
+        curves = [{branch: window[branch] @ vectors[branch] for branch in WEIGHTS} for window in encoded[video_id]]
+        scores = [sum(w * curve[branch].max() for branch, w in WEIGHTS.items()) for curve in curves]
+        best = int(np.argmax(scores))
+        fused = sum(w * curves[best][branch] for branch, w in WEIGHTS.items())
+        _, start, end = moment_of(fused, np.arange(cuts[video_id][best][0], cuts[video_id][best][1] + 1.0))
+        overlaps.append(max(0, min(end, 2.0) - max(start, 0.5)) / (max(end, 2.0) - min(start, 0.5)))
+    expected = {f"r1_iou{level}": 100 * np.mean(np.array(overlaps) >= level) for level in (0.3, 0.5, 0.7)}
+    assert found["moments"] == pytest.approx(expected)
+    assert 0 < found["moments"]["r1_iou0.3"] < 100
+    show_evaluation(found)
+    assert f"{expected['r1_iou0.5']:.1f} % at IoU 0.5" in " ".join(capsys.readouterr().out.split())
 
 
 def plain_span(curve_F, num_video_frames):

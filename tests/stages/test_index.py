@@ -7,10 +7,11 @@ from served import HIDDEN_DIM, MAX_FRAMES, add_run, add_videos
 
 from prvr_ray.collection import open_collection
 from prvr_ray.config import IndexSettings
+from prvr_ray.runs import open_run
 from prvr_ray.schema import unpack_times, unpack_vectors
 from prvr_ray.stages.index import index
 from prvr_ray.stages.index_folder import IndexFolder
-from prvr_ray.storage import read_table
+from prvr_ray.storage import put_json, read_table
 from prvr_ray.student.batching import normalize, sample_uniform
 
 SETTINGS = IndexSettings(pass_frames=64, shard_bytes=8192)
@@ -25,6 +26,11 @@ def rows_of(root, name):
         table = read_table(folder.store, row["shard"]).slice(row["row"], 1)
         found[row["video_id"], row["window"]] = table.to_pylist()[0]
     return found
+
+
+def files_of(root):
+    """Path -> content and time of writing of every file of index `i`."""
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (root / "index" / "i").iterdir()}
 
 
 def encoded(student, frames_FD):
@@ -63,7 +69,7 @@ def test_a_second_run_adds_only_new_and_changed_videos(tmp_path, local_ray):
     add_run(tmp_path)
     index(SETTINGS, root=str(tmp_path), run="run", index="i")
     assert index(SETTINGS, root=str(tmp_path), run="run", index="i")["videos"] == 0
-    before = rows_of(tmp_path, "i")
+    before, files = rows_of(tmp_path, "i"), files_of(tmp_path)
     add_videos(tmp_path, ["d", "b"], seed=1, added_at=2.0)
     assert index(SETTINGS, root=str(tmp_path), run="run", index="i", dry_run=True)["videos"] == 2
     assert index(SETTINGS, root=str(tmp_path), run="run", index="i")["videos"] == 2
@@ -71,6 +77,7 @@ def test_a_second_run_adds_only_new_and_changed_videos(tmp_path, local_ray):
     assert {video_id for video_id, _ in after} == {"a", "b", "c", "d"}
     assert after["a", 0] == before["a", 0]
     assert after["b", 0]["inheritance"] != before["b", 0]["inheritance"]
+    assert files_of(tmp_path).items() > files.items()  # what stood stands untouched
 
 
 def test_one_branch_leaves_the_other_column_empty(tmp_path, local_ray):
@@ -91,6 +98,11 @@ def test_another_run_or_windowing_is_refused_and_named(tmp_path, local_ray):
         index(SETTINGS, root=str(tmp_path), run="other", index="i")
     with pytest.raises(ValueError, match=r"windowing.mode is 'whole' there, 'windows' here"):
         index(CUT, root=str(tmp_path), run="run", index="i")
+    run, best = open_run(str(tmp_path), "run"), "checkpoints/best-00009.safetensors"
+    run.store.put(best, b"of a later epoch")
+    put_json(run.store, "best.json", {"weights": best})
+    with pytest.raises(ValueError, match=r"weights is 'checkpoints/best-00000.safetensors' there, .*best-00009"):
+        index(SETTINGS, root=str(tmp_path), run="run", index="i")
 
 
 @pytest.mark.parametrize(

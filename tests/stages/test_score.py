@@ -1,120 +1,66 @@
-"""The score job against a float64 brute force over the index's rows; killed, resumed, and with shards lost."""
+"""The score job against a float64 brute force over the index's rows, and with shards lost, changed or removed."""
 
+import itertools
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
+import threading
 from collections import defaultdict
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
-from served import HIDDEN_DIM, add_queries, add_run, add_videos
+import safetensors.numpy
+from score_world import CUT, SETTINGS, answers, expected_answers, make_world, windows_of
+from served import add_index, add_videos
 
-from prvr_ray.collection import existing_collection, open_collection
-from prvr_ray.config import IndexSettings, ScoreSettings
+from prvr_ray.collection import existing_collection
 from prvr_ray.maintenance import remove
-from prvr_ray.schema import unpack_times, unpack_vectors
-from prvr_ray.stages.index import index
+from prvr_ray.retrieval.scoring import Search
 from prvr_ray.stages.index_folder import IndexFolder
 from prvr_ray.stages.score import Scorer, score
+from prvr_ray.stages.score_job import unpack_names
 from prvr_ray.stages.score_plan import begin_job, find_questions, plan_job
-from prvr_ray.student.batching import normalize
-
-CUT = IndexSettings(windowing="windows", overlap_frames=2, shard_bytes=6000, pass_frames=64)
-SETTINGS = ScoreSettings(top_k=7, num_moments=3, unit_bytes=20_000, num_scorers=1)
-WEIGHTS = {"inheritance": 0.7, "exploration": 0.3}
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory, local_ray):
-    """A root with 60 videos cut into windows, 25 queries and an index of many shards; and its student."""
-    root = tmp_path_factory.mktemp("root")
-    add_videos(root, [f"v{i:02d}" for i in range(60)])
-    add_queries(root, {f"q{i:02d}": [f"v{i:02d}"] for i in range(25)})
-    student = add_run(root)
-    index(CUT, root=str(root), run="run", index="i")
-    return root, student
-
-
-def answers(root, name="job"):
-    """query_id -> its rows, in the order of the files."""
-    found = defaultdict(list)
-    for path in sorted((Path(root) / "scores" / name).glob("part-*.parquet")):
-        for row in pq.read_table(path).to_pylist():
-            found[row["query_id"]].append(row)
-    return dict(found)
-
-
-def windows_of(root):
-    """(video_id, branch -> frames, edges) of every row of the index's files, read plainly."""
-    for path in sorted((Path(root) / "index" / "i").glob("shard-*.parquet")):
-        for row in pq.read_table(path).to_pylist():
-            vectors = {b: unpack_vectors(row[b], HIDDEN_DIM).astype(np.float64) for b in WEIGHTS}
-            yield row["video_id"], vectors, unpack_times(row["edges_s"])
-
-
-def query_vectors(root, student):
-    """query_id -> branch -> unit vector."""
-    features = open_collection(str(root)).features()
-    found = {}
-    for query in features.read_queries(features.queries()):
-        tokens = torch.from_numpy(normalize(query.tokens[:5]))[None]
-        encoded = student.encode_queries(tokens, torch.ones(tokens.shape[:2]))
-        units = {b: torch.nn.functional.normalize(x[0], dim=0).detach() for b, x in encoded.items()}
-        found[query.query_id] = {b: x.double().numpy() for b, x in units.items()}
-    return found
-
-
-def expected_answers(root, student, k):
-    """query_id -> [(score, video_id, branch scores, edges of the peak)], best first."""
-    found = {}
-    windows = list(windows_of(root))
-    for query_id, vectors in query_vectors(root, student).items():
-        best = {}
-        for video_id, frames, edges in windows:
-            curves = {b: frames[b] @ vectors[b] for b in WEIGHTS}
-            parts = {b: curve.max() for b, curve in curves.items()}
-            fused = sum(WEIGHTS[b] * curves[b] for b in WEIGHTS)
-            peak = edges[fused.argmax() : fused.argmax() + 2]
-            value = sum(WEIGHTS[b] * parts[b] for b in WEIGHTS)
-            if video_id not in best or value > best[video_id][0]:
-                best[video_id] = (value, video_id, parts, peak)
-        found[query_id] = sorted(best.values(), key=lambda item: (-item[0], item[1]))[:k]
-    return found
+def world(tmp_path_factory):
+    return make_world(tmp_path_factory.mktemp("root"))
 
 
 @pytest.mark.parametrize("mode", ["exact", "fast"])
-def test_answers_equal_a_brute_force_over_windows_in_many_shards_and_units(world, mode):
+def test_answers_equal_a_brute_force_over_windows_in_many_shards_and_units(world, local_ray, mode):
     root, student = world
     summary = score(
         SETTINGS.model_copy(update={"mode": mode}), root=str(root), index="i", queries="test", output=f"job-{mode}"
     )
     assert summary["units"] > 3
     assert summary["units_scored"] == summary["units"]
+    in_units = defaultdict(set)
+    plan = json.loads((root / f"scores/job-{mode}/plan.json").read_text())
+    for unit, (start, stop) in enumerate(plan["units"]):
+        for shard in plan["shards"][start:stop]:
+            for video_id in pq.read_table(root / "index/i" / shard["name"])["video_id"].to_pylist():
+                in_units[video_id].add(unit)
+    assert any(len(units) > 1 for units in in_units.values())  # windows of one video lie in several units
     found = answers(root, f"job-{mode}")
     expected = expected_answers(root, student, 7)
     assert list(found) == sorted(expected)
+    assert len({row["score"] for row in found["q00"][:3]}) == 1
+    assert [row["video_id"] for row in found["q00"][:3]] == sorted(row["video_id"] for row in found["q00"][:3])
     for query_id, rows in found.items():
         assert [row["rank"] for row in rows] == list(range(1, 8))
         assert [row["video_id"] for row in rows] == [video_id for _, video_id, _, _ in expected[query_id]]
-        for row, (value, _, parts, peak) in zip(rows, expected[query_id], strict=True):
+        for row, (value, _, parts, moment) in zip(rows, expected[query_id], strict=True):
             assert row["score"] == pytest.approx(value, abs=2e-6)
             assert row["inheritance_score"] == pytest.approx(parts["inheritance"], abs=2e-6)
             assert row["exploration_score"] == pytest.approx(parts["exploration"], abs=2e-6)
             if row["rank"] <= 3:
-                assert row["peak_s"] == pytest.approx(peak.mean())
-                assert row["start_s"] <= peak[0] < peak[1] <= row["end_s"]
+                assert (row["peak_s"], row["start_s"], row["end_s"]) == pytest.approx(moment)
             else:
                 assert {row[name] for name in ("peak_s", "start_s", "end_s")} == {None}
 
 
-def test_fast_answers_are_byte_for_byte_the_exact_ones(world):
+def test_fast_answers_are_byte_for_byte_the_exact_ones(world, local_ray):
     root, _ = world
     for mode in ("exact", "fast"):
         again = score(SETTINGS, root=str(root), index="i", queries="test", output=f"job-{mode}")
@@ -129,40 +75,45 @@ def test_another_question_under_the_same_name_is_refused_and_named(world):
         score(SETTINGS.model_copy(update={"top_k": 5}), root=str(root), index="i", queries="test", output="job-exact")
 
 
-KILLED = """
-import sys
-from prvr_ray.config import ScoreSettings
-from prvr_ray.stages.index_folder import IndexFolder
-from prvr_ray.stages.score import Scorer, score
-from prvr_ray.stages.score_plan import begin_job, find_questions, plan_job
-score(ScoreSettings(top_k=7, num_moments=3, unit_bytes=1, num_scorers=1), root=sys.argv[1], index="i", queries="test",
-      output="killed")
-"""
+def planned_here(root, output):
+    """A job with its questions, ready to score."""
+    folder = IndexFolder(existing_collection(str(root)), "i")
+    rows, queries, _ = find_questions("test", folder, output)
+    job = begin_job(SETTINGS, folder, queries, *plan_job(SETTINGS, folder, rows, queries))
+    Scorer(job, queries).put_queries(0, rows)
+    return job, job.questions(0)
 
 
-def test_a_killed_job_goes_on_and_ends_byte_for_byte_the_same(world):
-    """SIGKILL to the driver and all its workers once some partials stand; those are not made again."""
-    root, _ = world
-    settings = SETTINGS.model_copy(update={"unit_bytes": 1})
-    whole = score(settings, root=str(root), index="i", queries="test", output="whole")
-    folder = root / "scores" / "killed"
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(root)], start_new_session=True)
-    deadline = time.monotonic() + 120
-    while len(standing := list(folder.glob("partials/*"))) < 2 and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    before = {path.name: path.stat().st_mtime_ns for path in folder.glob("partials/*")}
-    assert 0 < len(before) < whole["units"]
-    assert not list(folder.glob("part-*"))
-    assert len(standing) >= 2
-    resumed = score(settings, root=str(root), index="i", queries="test", output="killed")
-    assert resumed["units_scored"] == whole["units"] - len(before)
-    parts = [sorted((root / "scores" / name).glob("part-*")) for name in ("whole", "killed")]
-    assert [path.name for path in parts[0]] == [path.name for path in parts[1]]
-    assert [path.read_bytes() for path in parts[0]] == [path.read_bytes() for path in parts[1]]
-    assert not list(folder.glob("partials/*"))
+def test_a_partial_is_a_small_share_of_what_it_was_made_from(world):
+    job, questions = planned_here(world[0], "shares")
+    for unit, (start, stop) in enumerate(job.plan["units"][:-1]):
+        partial = job.score(unit, questions)
+        num_read = sum(shard["bytes"] for shard in job.plan["shards"][start : stop + 1])  # units are whole shards
+        names = unpack_names(safetensors.numpy.load(partial)["names"])
+        assert len(partial) < num_read / 8 + len(json.dumps(names)) + 1000  # videos' names, and the object's header
+
+
+def test_the_next_shard_is_read_while_one_is_multiplied(world, monkeypatch):
+    job, questions = planned_here(world[0], "ahead")
+    job.plan["units"] = [(0, len(job.plan["shards"]))]
+    begun = [threading.Event() for _ in job.plan["shards"]]
+    order = {shard["name"]: place for place, shard in enumerate(job.plan["shards"])}
+    load, add, num_added = IndexFolder.load, Search.add, itertools.count()
+
+    def noted(self, shard, branches, dim):
+        begun[order[shard["name"]]].set()
+        return load(self, shard, branches, dim)
+
+    def waiting(self, blocks):
+        place = next(num_added)
+        assert begun[min(place + 1, len(begun) - 1)].wait(timeout=10)  # before this shard's own work has begun
+        assert not any(event.is_set() for event in begun[place + 2 :])  # two shards are held, not more
+        add(self, blocks)
+
+    monkeypatch.setattr(IndexFolder, "load", noted)
+    monkeypatch.setattr(Search, "add", waiting)
+    job.score(0, questions)
+    assert next(num_added) == len(begun) > 3
 
 
 @pytest.fixture
@@ -174,48 +125,41 @@ def damaged(world, tmp_path):
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-50])])
-def test_a_lost_or_truncated_shard_is_named_and_refused_or_left_out_on_request(damaged, damage):
+def test_a_shard_that_a_job_has_planned_with_and_that_is_gone_is_refused_or_left_out_on_request(
+    damaged, without_ray, damage
+):
     root, shards = damaged
-    gone = set(pq.read_table(shards[1], columns=["video_id"])["video_id"].to_pylist())
+    planned_here(root, "job")
     damage(shards[1])
     ask = {"root": str(root), "index": "i", "queries": "test", "output": "job"}
     with pytest.raises(ValueError, match=f"{shards[1].name}.*--allow-missing"):
         score(SETTINGS, **ask)
     summary = score(SETTINGS, **ask, allow_missing=True)
     assert shards[1].name in summary["missing"][0]
-    assert shards[1].name in json.loads((root / "scores/job/plan.json").read_text())["missing"][0]
+    assert json.loads((root / "scores/job/finished.json").read_text())["missing"] == summary["missing"]
     shards[1].unlink(missing_ok=True)
     kept = {video_id for video_id, _, _ in windows_of(root)}
-    answered = {row["video_id"] for rows in answers(root).values() for row in rows}
-    assert answered <= kept
-    assert gone - kept  # or the test would show nothing
+    assert {row["video_id"] for rows in answers(root).values() for row in rows} <= kept
 
 
-def test_a_removed_video_is_in_no_answer(damaged):
+def answered(root, output, **settings):
+    """The answers of a job on the world's own queries."""
+    score(SETTINGS.model_copy(update=settings), root=str(root), index="i", queries="test", output=output)
+    return answers(root, output)
+
+
+def test_a_removed_video_is_in_no_answer(damaged, without_ray):
     root, _ = damaged
-    top = score_here(root, "before")["q03"][0]["video_id"]
+    top = answered(root, "before")["q03"][0]["video_id"]
     remove(str(root), top)
-    assert all(row["video_id"] != top for rows in score_here(root, "after").values() for row in rows)
+    assert all(row["video_id"] != top for rows in answered(root, "after").values() for row in rows)
 
 
-def test_of_a_changed_video_only_the_new_rows_answer(damaged, local_ray):
+def test_of_a_changed_video_only_the_new_rows_answer(damaged, without_ray):
     root, _ = damaged
-    before = score_here(root, "before", top_k=60)["q00"]
+    before = answered(root, "before", top_k=62)["q00"]
     add_videos(root, ["v05"], seed=99, added_at=9.0)
-    index(CUT, root=str(root), run="run", index="i")
-    after = score_here(root, "after", top_k=60)["q00"]
+    add_index(root, CUT, rows_per_shard=50, prefix="shard-later")
+    after = answered(root, "after", top_k=62)["q00"]
     old, new = ({row["video_id"]: row["score"] for row in rows} for rows in (before, after))
     assert {video_id for video_id in old if old[video_id] != new[video_id]} == {"v05"}
-
-
-def score_here(root, output, **settings):
-    """What `score` does, in this process."""
-    folder = IndexFolder(existing_collection(str(root)), "i")
-    wanted = SETTINGS.model_copy(update=settings)
-    rows, queries, _ = find_questions("test", folder, output)
-    job = begin_job(wanted, folder, queries, *plan_job(wanted, folder, rows, queries))
-    scorer = Scorer(job, queries)
-    assert scorer.put_queries(0, rows) is None
-    assert {scorer.score(*unit) for unit in job.wanted_units()} == {None}
-    assert {scorer.merge(block) for block in job.wanted_blocks()} == {None}
-    return answers(root, output)
