@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 import yaml
-from conftest import free_port
+from ports import free_port
 
 BIN = Path(sys.executable).parent
 STORE_BYTES = 100_000_000

@@ -15,8 +15,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import free_port
 from faulty_proxy import Faults, faulty_proxy
+from ports import free_port
 
 from prvr_ray import storage
 from prvr_ray.storage import (
