@@ -68,7 +68,7 @@ def test_an_evaluation_has_all_its_figures_within_80_columns(printed):
     assert rows["teacher"][5] == "10417"
     assert max(map(len, table)) <= 80
     assert caption.strip() == "M/V: the fused row by moment-to-video ratio"
-    assert moments == "moments, R@1 at IoU 0.3: 79.8, IoU 0.5: 71.9"
+    assert moments == "moments found in the relevant video, R@1: 79.8 % at IoU 0.3, 71.9 % at IoU 0.5"
     assert warning == "warning: the student is below"
     assert output == f"output: {FOLDER}"
 
