@@ -7,21 +7,7 @@ The score of a window is sum_b w_b * max_f <q_b, v_bf>: each branch takes its ow
 Every score that leaves this package is made of r.
 
 **The products.** s(q, v) comes out of a matrix product in float32 (mode `exact`) or bfloat16 (`fast`) and only
-selects. Let q', v' be the rows rounded to that type, t = <q, v> without any rounding, and u = 2^-24. Then
-
-    |<q', v'> - t| <= |q - q'| |v'| + |q| |v - v'|    Cauchy-Schwarz on (q' - q) v' + q (v' - v); norms are measured
-    |a - <q', v'>| <= g |q'| |v'|                     a, the sum before it is stored: D float32 additions in any order,
-                                                      g = (D + 8) u / (1 - (D + 8) u)
-    |s - a|        <= e / (1 - e) |s|                 stored in the type: e = 2^-8 for bfloat16, else 0
-    |r - t|        <= g |q| |v|                       the routine's own additions
-
-and the sum of the right sides bounds |s - r|: it is `slack`, with the largest norms of the group's frames and the
-largest |s| that is kept. A product of two bfloat16 is exact in float32; the 8 spare roundings in g cover the weighted
-sum over branches, of r and of s.
-
-The maximum of s over some frames and that of r differ by no more than slack, for x + e / (1 - e) |x| rises with x. So
-slack holds for branch maxima and, weighted by |w_b|, for the scores of windows. Hence a pair whose product lies more
-than slack below a score that the routine gave cannot reach that score. What the bound leaves open goes through the
+selects: `prvr_ray.retrieval.bounds` proves how far s and r may lie apart. What that leaves open goes through the
 routine, in both modes.
 
 Shape suffixes: Q queries, W windows, R rows (frames of all windows), D features, K chunks of at most CHUNK rows of one
@@ -38,32 +24,13 @@ import numpy as np
 import torch
 
 from prvr_ray.retrieval.blocks import BranchRows, WindowGroup, spans
+from prvr_ray.retrieval.bounds import Norms, measure, slack
 
 CHUNK = 8  # rows under one kept maximum: what the routine visits again for a selected pair
 TYPES = {"exact": torch.float32, "fast": torch.bfloat16}
 _TILE_PRODUCTS = {"cpu": 1 << 20, "cuda": 1 << 28}  # a tile of products stays in the cache, or fills the device
 _MAX_TILE_ROWS = 1 << 14
 _ROUTINE_ROWS = 1 << 15  # rows of all branches that the routine may read at a time: 50 MB at 384 features
-
-
-@dataclass(frozen=True, eq=False)
-class Norms:
-    """Of some rows: Euclidean norms, and norms of what rounding to the product's type takes away."""
-
-    norm: torch.Tensor
-    rounding: torch.Tensor
-
-    def __getitem__(self, rows: slice) -> "Norms":
-        return Norms(self.norm[rows], self.rounding[rows])
-
-    def largest(self) -> "Norms":
-        """The largest of all rows."""
-        return Norms(self.norm.amax(0), self.rounding.amax(0))
-
-    def first_broken(self) -> int | None:
-        """The first row that holds NaN or infinity."""
-        broken = (~self.norm.isfinite()).nonzero()
-        return int(broken[0]) if len(broken) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,41 +43,18 @@ class Pairs:
     branch_scores_PB: torch.Tensor
 
 
-def measure(rows_ND: torch.Tensor, rounded_ND: torch.Tensor) -> Norms:
-    """Measure each row for the bound.
+class Memory:
+    """Memory for maxima that one group's products leave to the next: fresh pages took 3 % of a search on two cores."""
 
-    Args:
-        rows_ND: float32.
-        rounded_ND: the same rows in the type of the products.
-    """
-    norm_N = torch.linalg.vector_norm(rows_ND, dim=1)
-    if rounded_ND.dtype == torch.float32:
-        return Norms(norm_N, torch.zeros_like(norm_N))
-    return Norms(norm_N, torch.linalg.vector_norm(rounded_ND.float().sub_(rows_ND), dim=1))
+    def __init__(self) -> None:
+        self._kept: dict[str, torch.Tensor] = {}
 
-
-def slack(
-    queries: Norms, frames: Norms, dim: int, dtype: torch.dtype, largest_Q: torch.Tensor | None = None
-) -> torch.Tensor:
-    """The bound on |s - r| of the module's docstring, (Q,).
-
-    Args:
-        queries: of Q queries.
-        frames: the largest of all frames.
-        dim: D.
-        dtype: of the products.
-        largest_Q: the largest |s| of a window's maximum; None: what the norms allow.
-    """
-    unit = (dim + 8) * 2.0**-24
-    g = unit / (1 - unit)
-    e = 2.0**-8 if dtype == torch.bfloat16 else 0.0
-    rounded_Q = (queries.norm + queries.rounding) * (frames.norm + frames.rounding)
-    operands_Q = queries.rounding * (frames.norm + frames.rounding) + queries.norm * frames.rounding
-    largest_Q = (1 + g) * rounded_Q if largest_Q is None else largest_Q
-    bound_Q = operands_Q + g * rounded_Q + e / (1 - e) * largest_Q + g * queries.norm * frames.norm
-    # Half a percent covers the bound's own arithmetic, and chunks whose |s| exceeds that of every window's maximum:
-    # they lie two slacks below it already, and e / (1 - e) of those is 0.4 %. 1e-30: products that underflow.
-    return 1.005 * bound_Q + 1e-30
+    def matrix(self, name: str, num_rows: int, like_Q: torch.Tensor) -> torch.Tensor:
+        """Of num_rows rows, each like the given one; the next matrix of that name takes its place."""
+        size = num_rows * len(like_Q)
+        if name not in self._kept or len(self._kept[name]) < size:
+            self._kept[name] = like_Q.new_empty(size)
+        return self._kept[name][:size].view(num_rows, -1)
 
 
 class BranchProducts:
@@ -122,18 +66,20 @@ class BranchProducts:
         slack_Q: the bound for every maximum that is kept.
     """
 
-    def __init__(self, rows: BranchRows, queries_QD: torch.Tensor, queries: Norms, dtype: torch.dtype) -> None:
+    def __init__(
+        self, rows: BranchRows, queries_QD: torch.Tensor, queries: Norms, memory: Memory, dtype: torch.dtype
+    ) -> None:
         self.rows, self._queries_QD = rows, queries_QD
         lengths_W = np.diff(rows.offsets)
         self._first_chunk = np.concatenate([[0], np.cumsum(-(-lengths_W // CHUNK))])
         self._chunks = torch.from_numpy(self._first_chunk).to(queries_QD.device)
         self._chunk_rows = torch.from_numpy(_chunk_edges(rows.offsets, self._first_chunk)).to(queries_QD.device)
-        num_queries, dim = queries_QD.shape
-        self._chunk_max_KQ = queries_QD.new_empty((int(self._first_chunk[-1]), num_queries), dtype=dtype)
-        self.window_max_WQ = queries_QD.new_empty((len(lengths_W), num_queries))
+        column_Q = queries_QD.new_empty(len(queries_QD))
+        self._chunk_max_KQ = memory.matrix("chunks", int(self._first_chunk[-1]), column_Q.to(dtype))
+        self.window_max_WQ = memory.matrix("windows", len(lengths_W), column_Q)
         self.frame_norms = self._multiply(queries_QD.to(dtype).T)
         largest_Q = self.window_max_WQ.abs().amax(0) if dtype == torch.bfloat16 else None
-        self.slack_Q = slack(queries, self.frame_norms, dim, dtype, largest_Q)
+        self.slack_Q = slack(queries, self.frame_norms, queries_QD.shape[1], dtype, largest_Q)
 
     def _multiply(self, queries_DQ: torch.Tensor) -> Norms:
         """Fill the maxima, tile by tile; the largest norms of all frames."""
@@ -203,10 +149,15 @@ class BranchProducts:
 
 
 class Products:
-    """A window group against a query block, branch by branch."""
+    """A window group against a query block, branch by branch; until the next ones are made in the same memory."""
 
     def __init__(
-        self, group: WindowGroup, queries: list[torch.Tensor], query_norms: list[Norms], dtype: torch.dtype
+        self,
+        group: WindowGroup,
+        queries: list[torch.Tensor],
+        query_norms: list[Norms],
+        memory: list[Memory],
+        dtype: torch.dtype,
     ) -> None:
         """Multiply.
 
@@ -214,10 +165,12 @@ class Products:
             group: W windows.
             queries: per branch, (Q, D) float32 rows.
             query_norms: per branch, norms of those rows.
+            memory: per branch, where the maxima stand.
             dtype: of the products.
         """
         self.branches = [
-            BranchProducts(*arguments, dtype) for arguments in zip(group.branches, queries, query_norms, strict=True)
+            BranchProducts(*arguments, dtype)
+            for arguments in zip(group.branches, queries, query_norms, memory, strict=True)
         ]
         self.spans = list(spans(np.sum([branch.offsets for branch in group.branches], axis=0), _ROUTINE_ROWS))
 

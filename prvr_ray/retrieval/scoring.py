@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from prvr_ray.retrieval.blocks import Array, FrameBlock, Names, WindowGroup, as_tensor, window_groups
-from prvr_ray.retrieval.products import TYPES, FusedProducts, Pairs, Products, full_precision, measure
+from prvr_ray.retrieval.bounds import measure
+from prvr_ray.retrieval.products import TYPES, FusedProducts, Memory, Pairs, Products, full_precision
 from prvr_ray.retrieval.topk import Answers, merge_top_k, side_by_side
 
 __all__ = ["FrameBlock", "QueryBlocks", "TopK", "search"]
@@ -104,12 +105,10 @@ class Search:
         The windows that the products put first are scored at once. The k-th best score is then a known one, and what
         lies more than the slack below it cannot reach it.
         """
-        known_Q, slack_Q = best.scores_QK[:, -1], products.slack_Q
-        likely_WQ = products.scores_WQ >= known_Q.maximum(
-            _kth_video(products.scores_WQ, group, best.scores_QK.shape[1])
-        )
+        scores_WQ, k = products.scores_WQ, best.scores_QK.shape[1]
+        likely_WQ = scores_WQ >= best.scores_QK[:, -1].maximum(_kth_video(scores_WQ, group, k))
         best = self._with_scored(products, likely_WQ, group, best)
-        open_WQ = products.scores_WQ >= best.scores_QK[:, -1] - slack_Q
+        open_WQ = scores_WQ >= best.scores_QK[:, -1] - products.slack_Q
         return self._with_scored(products, open_WQ & ~likely_WQ, group, best)
 
     def _with_scored(
@@ -149,6 +148,7 @@ class QueryBlocks:
             raise ValueError(f"queries of shapes {shapes}: every branch needs one (Q, D) matrix, Q alike")
         self._dtype = TYPES[mode]
         self.num_queries, self.device = shapes[0][0], self.branches[0].device
+        self._memory = [Memory() for _ in queries]
         self._norms = [measure(rows_QD, rows_QD.to(self._dtype)) for rows_QD in self.branches]
         for item in self._norms:
             if (row := item.first_broken()) is not None:
@@ -164,12 +164,12 @@ class QueryBlocks:
             yield group
 
     def products(self, group: WindowGroup, names: Sequence[str]) -> Iterator[tuple[slice, Products]]:
-        """One group multiplied with each query block, and that block's rows."""
+        """One group multiplied with each query block, and that block's rows; the next products take their place."""
         step = _QUERY_BLOCK[self.device.type]
         for start in range(0, self.num_queries, step):
             rows = slice(start, start + step)
             queries = [rows_QD[rows] for rows_QD in self.branches]
-            products = Products(group, queries, [item[rows] for item in self._norms], self._dtype)
+            products = Products(group, queries, [item[rows] for item in self._norms], self._memory, self._dtype)
             if (window := products.broken_window()) is not None:
                 raise ValueError(f"frames of video {names[int(group.videos_W[window])]!r} hold NaN or infinity")
             yield rows, products

@@ -5,7 +5,7 @@ import pytest
 import torch
 from ragged_worlds import as_blocks, assert_equals_brute_force, brute_force_scores, ragged_world, unit_rows
 
-from prvr_ray.retrieval import products, scoring
+from prvr_ray.retrieval import bounds, products, scoring
 from prvr_ray.retrieval.scoring import FrameBlock, search
 
 MODES = ("exact", "fast")
@@ -100,8 +100,8 @@ def test_products_stay_within_the_stated_slack(dim):
     for dtype in (torch.float32, torch.bfloat16):
         queries = torch.from_numpy(unit_rows(rng, (50, dim)) * rng.uniform(0.1, 3, (50, 1)).astype(np.float32))
         frames = torch.from_numpy(unit_rows(rng, (200, dim), np.float16))
-        norms = [products.measure(rows.float(), rows.float().to(dtype)) for rows in (queries, frames)]
-        bound_Q = products.slack(norms[0], norms[1].largest(), dim, dtype)
+        norms = [bounds.measure(rows.float(), rows.float().to(dtype)) for rows in (queries, frames)]
+        bound_Q = bounds.slack(norms[0], norms[1].largest(), dim, dtype)
         product = (queries.to(dtype) @ frames.float().to(dtype).T).double()
         error_Q = (product - queries.double() @ frames.double().T).abs().amax(1)
         assert (error_Q <= bound_Q).all()

@@ -1,0 +1,84 @@
+"""How far a quick product may lie from the score that the routine of `prvr_ray.retrieval.products` gives.
+
+r(q, v) is the routine's float32 dot product of one query row and one frame row. s(q, v) comes out of a matrix product
+in float32 (mode `exact`) or bfloat16 (`fast`) and only selects. Let q', v' be the rows rounded to that type, t = <q, v>
+without any rounding, and u = 2^-24. Then
+
+    |<q', v'> - t| <= |q - q'| |v'| + |q| |v - v'|    Cauchy-Schwarz on (q' - q) v' + q (v' - v); norms are measured
+    |a - <q', v'>| <= g |q'| |v'|                     a, the sum before it is stored: D float32 additions in any order,
+                                                      g = (D + 8) u / (1 - (D + 8) u)
+    |s - a|        <= e / (1 - e) |s|                 stored in the type: e = 2^-8 for bfloat16, else 0
+    |r - t|        <= g |q| |v|                       the routine's own additions
+
+and the sum of the right sides bounds |s - r|: it is `slack`, with the largest norms of the group's frames and the
+largest |s| of its windows. A product of two bfloat16 is exact in float32; the 8 spare roundings in g cover the weighted
+sum over branches, of r and of s.
+
+The maximum of s over some frames and that of r differ by no more than slack, for x + e / (1 - e) |x| rises with x. So
+slack holds for branch maxima and, weighted by |w_b|, for the scores of windows. Hence a pair whose product lies more
+than slack below a score that the routine gave cannot reach that score. What the bound leaves open goes through the
+routine, in both modes.
+
+Shape suffixes: Q queries, N rows of any kind, D features.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, eq=False)
+class Norms:
+    """Of some rows: Euclidean norms, and norms of what rounding to the product's type takes away."""
+
+    norm: torch.Tensor
+    rounding: torch.Tensor
+
+    def __getitem__(self, rows: slice) -> "Norms":
+        return Norms(self.norm[rows], self.rounding[rows])
+
+    def largest(self) -> "Norms":
+        """The largest of all rows."""
+        return Norms(self.norm.amax(0), self.rounding.amax(0))
+
+    def first_broken(self) -> int | None:
+        """The first row that holds NaN or infinity."""
+        broken = (~self.norm.isfinite()).nonzero()
+        return int(broken[0]) if len(broken) else None
+
+
+def measure(rows_ND: torch.Tensor, rounded_ND: torch.Tensor) -> Norms:
+    """Measure each row for the bound.
+
+    Args:
+        rows_ND: float32.
+        rounded_ND: the same rows in the type of the products.
+    """
+    norm_N = torch.linalg.vector_norm(rows_ND, dim=1)
+    if rounded_ND.dtype == torch.float32:
+        return Norms(norm_N, torch.zeros_like(norm_N))
+    return Norms(norm_N, torch.linalg.vector_norm(rounded_ND.float().sub_(rows_ND), dim=1))
+
+
+def slack(
+    queries: Norms, frames: Norms, dim: int, dtype: torch.dtype, largest_Q: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The bound on |s - r| of the module's docstring, (Q,).
+
+    Args:
+        queries: of Q queries.
+        frames: the largest of all frames.
+        dim: D.
+        dtype: of the products.
+        largest_Q: the largest |s| of a window's maximum; None: what the norms allow.
+    """
+    unit = (dim + 8) * 2.0**-24
+    g = unit / (1 - unit)
+    e = 2.0**-8 if dtype == torch.bfloat16 else 0.0
+    rounded_Q = (queries.norm + queries.rounding) * (frames.norm + frames.rounding)
+    operands_Q = queries.rounding * (frames.norm + frames.rounding) + queries.norm * frames.rounding
+    largest_Q = (1 + g) * rounded_Q if largest_Q is None else largest_Q
+    bound_Q = operands_Q + g * rounded_Q + e / (1 - e) * largest_Q + g * queries.norm * frames.norm
+    # Half a percent covers the bound's own arithmetic, and chunks whose |s| exceeds that of every window's maximum:
+    # they lie two slacks below it already, and e / (1 - e) of those is 0.4 %. 1e-30: products that underflow.
+    return 1.005 * bound_Q + 1e-30
