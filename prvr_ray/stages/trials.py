@@ -1,7 +1,7 @@
 """Runs trials with Ray Tune and keeps a record of each in storage (`prvr_ray.stages.trial_folder`).
 
 Ray Tune's own files are thrown away: whoever resumes reads the records, and nothing is unpickled. Which points are
-tried, and what the figures mean, is for `prvr_ray.search` and the stages that use this one.
+tried, and what the figures mean, is for `prvr_ray.tuning` and the stages that use this one.
 """
 
 import contextlib
@@ -30,6 +30,7 @@ from prvr_ray.tuning.trial import Trial
 Report = Callable[[int, float], None]  # epoch, from 1, and its validation SumR
 
 _LOST_WORKERS = 2  # a trial starts again after its process died, this often
+_POPULATION = "population"
 _POINTER = "folder.txt"  # all that our Ray checkpoints hold: whose folder to go on from
 _TUNE_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # CSV, JSON and TensorBoard files that nobody reads
@@ -87,6 +88,8 @@ def run_trials(
     for name in ("analysis.experiment_analysis", "execution.tune_controller"):
         # The first misses the loggers' files; the second prints a traceback of each lost process: records have both.
         logging.getLogger(f"ray.tune.{name}").setLevel(logging.CRITICAL)
+    for name in ("schedulers.pbt", "tune"):  # each take-over, and where Ray Tune kept its files
+        logging.getLogger(f"ray.tune.{name}").setLevel(logging.WARNING)
     recorder = _Recorder(folder, base, steps, on_end)
     is_population = isinstance(scheduler, PopulationBasedTraining)
     one = tune.with_parameters(_train_one, objective=objective, base=base, folder=folder, is_population=is_population)
@@ -127,12 +130,11 @@ def _scratch(folder: TrialFolder, is_population: bool) -> Iterator[str]:
         with tempfile.TemporaryDirectory(prefix="prvr-tune-") as path:
             yield path
         return
-    store = folder.store.child("population")
     try:
-        yield store.uri
+        yield folder.store.child(_POPULATION).uri
     finally:
-        for item in store.list():
-            store.delete(item.key)
+        for item in folder.store.list(f"{_POPULATION}/"):
+            folder.store.delete(item.key)
 
 
 def figures(epoch: int, sumr: float) -> dict[str, Any]:
