@@ -1,5 +1,6 @@
 """Ingest through a local Ray: what stands afterwards, what a second run does, and vectors equal to plain open_clip."""
 
+import json
 import shutil
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from rendering import render
 from small_clip import write_small_clip
 
-from prvr_ray import schema
+from prvr_ray import cli, schema
 from prvr_ray.collection import open_collection
 from prvr_ray.config import IngestSettings
 from prvr_ray.stages.ingest import ingest
@@ -97,9 +98,11 @@ def test_a_second_run_does_what_is_new_and_nothing_else(tmp_path, local_ray, vid
     render(videos / "a.mp4", 50, fps=10)
 
     planned = ingest(settings, root=str(root), videos=str(videos), dry_run=True)
+    first = ingest(settings.model_copy(update={"limit": 1}), root=str(root), videos=str(videos), dry_run=True)
     summary = ingest(settings, root=str(root), videos=str(videos))
 
     assert planned["wanted"]["videos"] == 2
+    assert first["wanted"]["videos"] == 1
     assert summary["frames"] == 10 + 6
     after = features_of(root)
     assert {name: len(video.timestamps_s) for name, video in after.items()} == {
@@ -130,6 +133,31 @@ def test_another_student_encoder_gets_the_same_frames_at_its_own_size(tmp_path, 
     features = open_collection(str(root)).features()
     (query,) = features.read_queries(features.queries())
     assert (query.teacher.shape, query.tokens.shape) == ((24,), (5, 40))  # start, three words, end
+
+
+def test_real_files_become_features_or_failures_that_add_up(tmp_path, local_ray, encoder, test_data, capsys):
+    entries = [json.loads(line) for line in (test_data / "videos/manifest.jsonl").read_text().splitlines()]
+    bad = {entry["file"] for entry in entries if not entry["frames_decoded"]}
+    root = str(tmp_path / "root")
+    command = ["ingest", "--videos", str(test_data / "videos"), "--root", root, "--encoder", encoder[0], "--json"]
+
+    assert cli.main(command) == 1  # 8 of 36 failed, more than 5 %
+
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    by_class = summary["videos"].pop("by_error_class")
+    assert summary["videos"] == {"total": 36, "ingested": 28, "failed": 8}
+    assert (sum(by_class.values()), summary["skipped"]) == (8, 3)
+    assert set(by_class) <= {"decode", "empty", "no_video_stream", "too_large"}
+    found = features_of(root)
+    assert set(found) == {entry["file"] for entry in entries} - bad
+    assert summary["frames"] == sum(len(video.teacher) for video in found.values())
+    rows = open_collection(root).features().segments().to_pylist()
+    failures = {row["video_id"]: row for row in rows if row["error_class"]}
+    assert set(failures) == bad
+    assert all(row["error"] and "\n" not in row["error"] for row in failures.values())
+    assert cli.main([*command, "--max-failure-share", "0.3"]) == 0  # nothing is done again
+    again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (again["frames"], again["videos"]["failed"]) == (0, 8)
 
 
 @pytest.mark.parametrize(
