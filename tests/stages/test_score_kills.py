@@ -1,5 +1,6 @@
 """A score job that is killed, anywhere: it goes on from what was put, and its answers are the same bytes."""
 
+import contextlib
 import itertools
 import os
 import signal
@@ -8,6 +9,7 @@ import sys
 import time
 from collections import Counter
 
+import psutil
 import pytest
 from score_world import SETTINGS, answers, expected_answers, make_world
 
@@ -70,8 +72,14 @@ class SlowJob:
             time.sleep(0.02)
 
     def kill_everything(self):
+        workers = {process for process, _ in self.calls()}
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        for worker in workers:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process = psutil.Process(worker)
+                process.kill()
+                process.wait(timeout=10)
 
 
 @pytest.fixture
