@@ -1,0 +1,222 @@
+"""The whole score job against its kernel: `python benchmarks/score_job.py [--quick]`.
+
+An index of two million frames (two branches, clustered vectors) lies in shards on a local disk. `kernel` is `search`
+over the same frames in memory; `job` is all of `prvr score` on embedded Ray but for the start of its actors: reading
+the index's small columns, the shards, the moments, partials, the merge, the answers. A quarter of the shards, as an
+index of its own, shows what memory and time depend on. Processor seconds say more than wall-clock time where other
+programs share the cores. The last line of standard output is one JSON object.
+"""
+
+import argparse
+import json
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import safetensors.numpy
+from scoring import DIM, WEIGHTS, K, clustered_block, queries_near
+
+from prvr_ray import schema
+from prvr_ray.collection import Collection, declare_spec, open_collection
+from prvr_ray.config import ScoreSettings, resolve
+from prvr_ray.retrieval.scoring import FrameBlock, search
+from prvr_ray.runs import open_run
+from prvr_ray.schema import pack_times, pack_vectors
+from prvr_ray.stages import score as stage
+from prvr_ray.stages.index_folder import IndexFolder, best_weights
+from prvr_ray.stages.score_job import pack_names, query_key
+from prvr_ray.stages.session import connect
+from prvr_ray.storage import put_json
+from prvr_ray.student.checkpoints import student_to_bytes
+from prvr_ray.student.model import Student
+
+BRANCHES = ("inheritance", "exploration")
+STUDENT = "checkpoints/best-00000.safetensors"
+NUM_SHARDS, NUM_QUERIES = 24, 1000
+SPEC = {"teacher": {"name": "none", "dim": 1}, "student": {"name": "none", "dim": 1, "token_dim": 1}, "shared": False}
+
+Queries = list[tuple[float, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Wall-clock seconds, processor seconds of all processes that worked, and the most memory of one of them, bytes."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+
+
+def render(root: str, videos_per_shard: int) -> tuple[list[FrameBlock], Queries]:
+    """Write a collection with two indexes, `all` and a `quarter` of its shards; return what `all` holds."""
+    rng = np.random.default_rng(0)
+    collection = _begin_collection(root)
+    whole, quarter = IndexFolder(collection, "all"), IndexFolder(collection, "quarter")
+    blocks = []
+    for number in range(NUM_SHARDS):
+        block = clustered_block(rng, videos_per_shard)
+        ids = [f"{number:02d}/{video_id}" for video_id in block.video_ids]
+        blocks.append(FrameBlock(ids, block.branch_offsets[0], block.frames))
+        name = whole.shards.append(_index_rows(blocks[-1]))
+        if number < NUM_SHARDS // 4:
+            os.link(Path(whole.store.uri, name), Path(quarter.store.uri, name))
+    share = NUM_QUERIES // NUM_SHARDS + 1
+    near = [queries_near(rng, block, share) for block in blocks]
+    rows = [np.concatenate([part[branch][1] for part in near])[:NUM_QUERIES] for branch in range(len(WEIGHTS))]
+    return blocks, list(zip(WEIGHTS, rows, strict=True))
+
+
+def _begin_collection(root: str) -> Collection:
+    """Everything but the indexes' shards. Queries get their vectors in each job, not from these features."""
+    collection = open_collection(root)
+    video = {"video_id": "any", "added_at": 1.0, "removed": False}
+    collection.video_shards.append(pa.Table.from_pylist([video], schema.VIDEOS))
+    ids = [f"query-{number:04d}" for number in range(NUM_QUERIES)]
+    collection.query_shards.append(
+        pa.Table.from_pylist([{"query_id": query_id, "split": "test"} for query_id in ids], schema.QUERIES)
+    )
+    features = collection.features()
+    declare_spec(features.store, SPEC)
+    vector = pack_vectors(np.ones((1, 1)))
+    features.query_shards.append(
+        pa.Table.from_pylist(
+            [{"query_id": query_id, "text_hash": "", "teacher": vector, "student": vector} for query_id in ids],
+            schema.FEATURE_QUERIES,
+        )
+    )
+    run = open_run(root, "run")
+    run.declare(resolve({}), {"features": "default", "shards": {}})
+    run.store.put(STUDENT, student_to_bytes(Student(1, 1, hidden_dim=DIM)))
+    put_json(run.store, "best.json", {"weights": STUDENT})
+    for name in ("all", "quarter"):
+        made_of = {"run": "run", "features": "default", **best_weights(run)}
+        folder = IndexFolder(collection, name)
+        declare_spec(folder.store, {**made_of, "branches": BRANCHES, "dim": DIM})
+    return collection
+
+
+def _index_rows(block: FrameBlock) -> pa.Table:
+    lengths_V = np.diff(block.branch_offsets[0])
+    columns = {
+        "video_id": block.video_ids,
+        "etag": [""] * len(lengths_V),
+        "added_at": np.ones(len(lengths_V)),
+        "window": np.zeros(len(lengths_V), np.int32),
+        "num_frames": lengths_V.astype(np.int32),
+        "edges_s": [pack_times(np.arange(length + 1)) for length in lengths_V],
+    }
+    for branch, rows_RD in zip(BRANCHES, block.frames, strict=True):
+        offsets = np.asarray(block.branch_offsets[0] * DIM * 2)
+        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.asarray(rows_RD))]
+        columns[branch] = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(lengths_V), buffers)
+    return pa.table(columns, schema=schema.INDEX)
+
+
+def run_kernel(queries: Queries, blocks: list[FrameBlock]) -> Usage:
+    """Search the blocks in this process."""
+    begun, before = time.perf_counter(), _own_usage()
+    search(queries, blocks, K)
+    after = _own_usage()
+    return Usage(time.perf_counter() - begun, after.cpu_seconds - before.cpu_seconds, after.peak_bytes)
+
+
+def run_job(root: str, index: str, name: str, queries: Queries) -> Usage:
+    """Score all queries on an index, as `prvr score` does; the time in which the actors start is left out."""
+    store = open_collection(root).store.child(f"scores/{name}")
+    vectors = {branch: rows_QD for branch, (_, rows_QD) in zip(BRANCHES, queries, strict=True)}
+    ids = pack_names([f"query-{number:04d}" for number in range(NUM_QUERIES)])
+    store.put(query_key(0), safetensors.numpy.save({**vectors, "ids": ids}))
+    begun, before = time.perf_counter(), _own_usage()
+    with _WatchedActors() as actors:
+        stage.score(ScoreSettings(top_k=K), root=root, index=index, queries="test", output=name)
+        seconds = time.perf_counter() - begun - actors.start_seconds
+        own_cpu = _own_usage().cpu_seconds - before.cpu_seconds
+        used = actors.usage()
+    return Usage(seconds, own_cpu + sum(item.cpu_seconds for item in used), max(item.peak_bytes for item in used))
+
+
+class _WatchedActors:
+    """While it lasts, a job's actors are waited for before they get work, and stay until they were asked for usage."""
+
+    start_seconds = 0.0
+
+    def __enter__(self) -> "_WatchedActors":
+        self._start = stage.start_scorers
+        stage.start_scorers = self._started  # type: ignore[assignment]
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        stage.start_scorers = self._start
+        for scorer in self._scorers:
+            ray.kill(scorer)
+
+    def _started(self, *arguments: Any) -> list[Any]:
+        begun = time.perf_counter()
+        self._scorers = self._start(*arguments)
+        self._before = self._asked()
+        self.start_seconds = time.perf_counter() - begun
+        return self._scorers
+
+    def usage(self) -> list[Usage]:
+        """Of each actor, since its start."""
+        pairs = zip(self._before, self._asked(), strict=True)
+        return [Usage(0.0, after.cpu_seconds - before.cpu_seconds, after.peak_bytes) for before, after in pairs]
+
+    def _asked(self) -> list[Usage]:
+        return ray.get([scorer.__ray_call__.remote(_own_usage) for scorer in self._scorers])
+
+
+def _own_usage(_: object = None) -> Usage:
+    found = resource.getrusage(resource.RUSAGE_SELF)
+    return Usage(0.0, found.ru_utime + found.ru_stime, found.ru_maxrss * 1024)
+
+
+def measure(root: str, videos_per_shard: int, rounds: int) -> Iterator[tuple[str, float]]:
+    blocks, queries = render(root, videos_per_shard)
+    num_frames = sum(int(block.branch_offsets[0][-1]) for block in blocks)
+    yield "frames", num_frames
+    run_kernel(queries, blocks[:1])  # the first products of a process are slow
+    kernels, jobs = [], []
+    with connect():
+        for number in range(rounds):
+            kernels.append(run_kernel(queries, blocks))
+            jobs.append(run_job(root, "all", f"all-{number}", queries))
+        quarter = run_job(root, "quarter", "quarter", queries)
+    kernel, job = (min(runs, key=lambda run: run.seconds) for runs in (kernels, jobs))
+    yield "kernel_s", kernel.seconds
+    yield "job_s", job.seconds
+    yield "kernel_over_job", kernel.seconds / job.seconds
+    yield "kernel_cpu_s", kernel.cpu_seconds
+    yield "job_cpu_s", job.cpu_seconds
+    yield "kernel_cpu_over_job_cpu", kernel.cpu_seconds / job.cpu_seconds
+    yield "job_frames_per_s", num_frames / job.seconds
+    parts = list(Path(root, "scores/all-0").glob("part-*"))
+    yield "bytes_per_answer", sum(part.stat().st_size for part in parts) / (NUM_QUERIES * K)
+    yield "quarter_job_s", quarter.seconds
+    yield "quarter_job_cpu_s", quarter.cpu_seconds
+    yield "actor_peak_gb", job.peak_bytes / 1e9
+    yield "quarter_actor_peak_gb", quarter.peak_bytes / 1e9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the size, to see that it runs")
+    parser.add_argument("--rounds", type=int, default=2, help="of kernel and job by turns; the best of each counts")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as root:
+        figures = dict(measure(root, 113 if arguments.quick else 1130, arguments.rounds))
+    for name, value in figures.items():
+        print(f"{name:24s} {value:14.4f}")
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
