@@ -193,7 +193,7 @@ def _follow(put: Dataset, num_videos: int) -> int:
 
 
 class _Counters:
-    """The progress as Ray metrics: ray_prvr_ingest_videos_total, _frames_total, _failures_total by error_class."""
+    """The progress as Ray metrics: prvr_ingest_videos, prvr_ingest_frames, and prvr_ingest_failures by error_class."""
 
     def __init__(self) -> None:
         self._videos = metrics.Counter("prvr_ingest_videos", "Videos of which the last segment is committed.")
