@@ -11,7 +11,7 @@ _COUNTED = ("video_id", "is_last", "num_frames", "error_class", "query_id")
 
 
 def put_shard(rows: pa.Table, folder: ShardFolder, run: str) -> pa.Table:
-    """Put rows as one shard, the commit, and give back its small columns.
+    """Put rows as one shard, the commit, and give back its small columns for `check_put`.
 
     Args:
         run: of this run alone. With the rows' identity it names the shard, so that a repeated task puts it again under
@@ -19,5 +19,21 @@ def put_shard(rows: pa.Table, folder: ShardFolder, run: str) -> pa.Table:
     """
     identity = rows.select([name for name in _IDENTITY if name in rows.schema.names])
     digest = hashlib.sha256(repr(identity.to_pylist()).encode()).hexdigest()[:16]
-    folder.append(rows, f"{run}-{digest}.parquet")
-    return rows.select([name for name in _COUNTED if name in rows.schema.names])
+    problem = None
+    try:
+        folder.append(rows, f"{run}-{digest}.parquet")
+    except OSError as error:  # given back as a value: raised, Ray would make a page of it
+        problem = str(error)
+    counted = rows.select([name for name in _COUNTED if name in rows.schema.names])
+    return counted.append_column("problem", pa.repeat(pa.scalar(problem, pa.string()), len(rows)))
+
+
+def check_put(acknowledged: pa.Table) -> None:
+    """Raise what kept a shard from being put: no space, no permission, a server that stays busy.
+
+    Raises:
+        OSError: these rows do not stand; the next run does them again.
+    """
+    problems = acknowledged["problem"].drop_null()
+    if len(problems):
+        raise OSError(problems[0].as_py())

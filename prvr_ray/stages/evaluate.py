@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import ray
 import torch
-from ray.exceptions import RayTaskError
 
 from prvr_ray import schema
 from prvr_ray.collection import FeatureSet, existing_collection
@@ -67,10 +66,7 @@ def evaluate(
         worker = Worker("evaluator", settings.evaluator_cpus, settings.evaluator_gpus)
         require(worker)
         task = ray.remote(_evaluate).options(**worker.options)
-        try:
-            evaluation, ranks = ray.get(task.remote(job, split, validation))
-        except RayTaskError as error:  # its own text is the worker's traceback
-            raise (ValueError(str(error.cause)) if isinstance(error.cause, ValueError) else error) from None
+        evaluation, ranks = ray.get(task.remote(job, split, validation))
     store, name = folder.store.child("evaluations"), f"{split}-{settings.protocol}"
     store.put(f"{name}.parquet", table_to_bytes(ranks))
     put_json(store, f"{name}.json", evaluation)

@@ -18,7 +18,7 @@ from ray.data import ActorPoolStrategy
 from prvr_ray.collection import FeatureSet, declare_spec, existing_collection
 from prvr_ray.config import IndexSettings
 from prvr_ray.runs import RunFolder, open_run
-from prvr_ray.stages.committing import put_shard
+from prvr_ray.stages.committing import check_put, put_shard
 from prvr_ray.stages.index_folder import WRITTEN, IndexFolder, best_weights
 from prvr_ray.stages.progress import Steps
 from prvr_ray.stages.resources import Worker, pool_size, require
@@ -156,6 +156,7 @@ def _follow(put: ray.data.Dataset, num_videos: int) -> dict[str, int]:
     with Steps("index", num_videos, "videos") as steps:
         batch: Any
         for batch in put.iter_batches(batch_size=None, batch_format="pyarrow"):
+            check_put(batch)
             new = set(batch["video_id"].to_pylist()) - seen
             seen |= new
             num_windows += len(batch)

@@ -17,7 +17,14 @@ from prvr_ray.encoders import EncoderSpec, describe_encoder
 from prvr_ray.stages.ingest_pipeline import plan_pipeline
 from prvr_ray.stages.session import connect
 from prvr_ray.stages.sources import list_sources
-from prvr_ray.stages.wanted import classes_to_retry, current_videos, states, wanted_queries, wanted_videos
+from prvr_ray.stages.wanted import (
+    classes_to_retry,
+    current_videos,
+    standing_videos,
+    states,
+    wanted_queries,
+    wanted_videos,
+)
 
 
 def ingest(
@@ -58,6 +65,8 @@ def ingest(
     declare_spec(feature_set.store, _spec(settings, encoders))
     if len(changed):
         collection.video_shards.append(changed)
+        current = standing_videos(collection, current)
+        work = wanted_videos(current, states(feature_set, current), retry, settings.limit)
     num_frames = 0
     if len(work) or len(queries):
         with connect(address):
@@ -65,7 +74,7 @@ def ingest(
             pipeline = plan_pipeline(settings, encoders)
             num_frames = pipeline.ingest_videos(work, feature_set.video_shards, run)
             pipeline.ingest_queries(queries, feature_set.query_shards, run)
-    counts = _count(feature_set, current, settings.max_failure_share)
+    counts = _count(feature_set, standing_videos(collection, current), settings.max_failure_share)
     done = {"frames": num_frames, "queries": len(queries), "skipped": num_skipped}
     return counts | done | {"output": feature_set.store.uri}
 

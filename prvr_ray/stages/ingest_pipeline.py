@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from ray.data import ActorPoolStrategy, Dataset
+from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 from ray.util import metrics
 
 from prvr_ray.collection import ShardFolder
@@ -21,7 +21,7 @@ from prvr_ray.corpus.container import Limits
 from prvr_ray.corpus.frames import FrameSpec
 from prvr_ray.corpus.packets import Sampling
 from prvr_ray.encoders import EncoderSpec
-from prvr_ray.stages.committing import put_shard
+from prvr_ray.stages.committing import check_put, put_shard
 from prvr_ray.stages.decoding import DecodePlan, DecodeVideos
 from prvr_ray.stages.encoding import EncodePacks, EncodePlan, EncodeQueries
 from prvr_ray.stages.progress import Steps
@@ -34,6 +34,8 @@ _BLOCK_BYTES = 2**20  # less than a pack, so that each pack travels on at once
 _QUERIES_PER_TASK = 256
 _QUERIES_PER_SHARD = 4096
 _PUT_CPUS = 0.1
+_PUTS_AT_ONCE = 4  # each in a process of its own, which costs some 200 MB
+_START_DEATHS = 3  # workers that may die one after the other while they load: a spot node goes whenever it likes
 _WAIT_FOR_NODES_S = 6 * 3600.0  # Ray's own limit, half an hour without progress, is short where GPUs are scarce
 
 
@@ -70,6 +72,7 @@ class Pipeline:
             batch_size=1,
             batch_format="pyarrow",
             compute=self._encoder_pool(len(tasks)),
+            runtime_env=self._encoder_environment(),
             **self.encoder.options,
         )
         return _follow(_put(rows, folder, run, self.rows_per_shard), len(work))
@@ -84,12 +87,18 @@ class Pipeline:
             batch_size=_QUERIES_PER_TASK,
             batch_format="pyarrow",
             compute=self._encoder_pool(1),
+            runtime_env=self._encoder_environment(),
             **self.encoder.options,
         )
         batches: Iterable[Any] = _put(rows, folder, run, _QUERIES_PER_SHARD).iter_batches(batch_format="pyarrow")
         with Steps("queries", len(queries), "queries") as steps:
             for batch in batches:
+                check_put(batch)
                 steps.advance(len(batch))
+
+    def _encoder_environment(self) -> dict[str, Any] | None:
+        """Threads of an encoder on CPUs share these with decoders: one that waits for another must not spin."""
+        return None if self.encoder.gpus else {"env_vars": {"OMP_WAIT_POLICY": "passive"}}
 
     def _encoder_pool(self, num_tasks: int) -> ActorPoolStrategy:
         """A fixed size: Ray Data shrinks a pool that may shrink to the GPUs that stand, before more of them come."""
@@ -150,6 +159,7 @@ def _dataset(tasks: list[pa.Table]) -> Dataset:
     dataset = ray.data.from_arrow(tasks)
     dataset.context.target_max_block_size = _BLOCK_BYTES
     dataset.context.execution_no_progress_timeout_s = _WAIT_FOR_NODES_S
+    dataset.context.max_consecutive_actor_init_deaths = _START_DEATHS
     return dataset
 
 
@@ -158,26 +168,42 @@ def _put(rows: Dataset, folder: ShardFolder, run: str, rows_per_shard: int) -> D
         partial(put_shard, folder=folder, run=run),
         batch_size=rows_per_shard,
         batch_format="pyarrow",
+        compute=TaskPoolStrategy(size=_PUTS_AT_ONCE),
         num_cpus=_PUT_CPUS,
     )
 
 
 def _follow(put: Dataset, num_videos: int) -> int:
     """Drive the pipeline, show its progress, and count for a dashboard. Returns the number of frames."""
-    totals = {"videos": 0, "frames": 0, "failures": 0}
-    counters = {name: metrics.Counter(f"prvr_ingest_{name}", f"{name}, as they are committed") for name in totals}
+    counters = _Counters()
+    num_frames = num_failures = 0
     begun = time.monotonic()
     batches: Iterable[Any] = put.iter_batches(batch_size=None, batch_format="pyarrow")
     with Steps("ingest", num_videos, "videos") as steps:
         for batch in batches:
-            counts = {
-                "videos": pc.sum(batch["is_last"]).as_py(),
-                "frames": pc.sum(batch["num_frames"]).as_py(),
-                "failures": pc.count(batch["error_class"]).as_py(),
-            }
-            for name, count in counts.items():
-                totals[name] += count
-                counters[name].inc(count) if count else None
-            rate = totals["frames"] / (time.monotonic() - begun)
-            steps.advance(counts["videos"], f"{rate:.0f} frames/s, {totals['failures']} failed")
-    return totals["frames"]
+            check_put(batch)
+            videos, frames = (pc.sum(batch[name]).as_py() for name in ("is_last", "num_frames"))
+            failures = batch["error_class"].drop_null().value_counts().to_pylist()
+            counters.add(videos, frames, failures)
+            num_frames += frames
+            num_failures += sum(failure["counts"] for failure in failures)
+            rate = num_frames / (time.monotonic() - begun)
+            steps.advance(videos, f"{rate:.0f} frames/s, {num_failures} failed")
+    return num_frames
+
+
+class _Counters:
+    """The progress as Ray metrics: prvr_ingest_videos, prvr_ingest_frames, and prvr_ingest_failures by error_class."""
+
+    def __init__(self) -> None:
+        self._videos = metrics.Counter("prvr_ingest_videos", "Videos of which the last segment is committed.")
+        self._frames = metrics.Counter("prvr_ingest_frames", "Frames of which the vectors are committed.")
+        self._failures = metrics.Counter("prvr_ingest_failures", "Videos that cannot be used.", ("error_class",))
+
+    def add(self, videos: int, frames: int, failures: list[dict[str, Any]]) -> None:
+        """Count what was committed. failures: `values` (a class) and `counts`."""
+        for counter, count in ((self._videos, videos), (self._frames, frames)):
+            if count:
+                counter.inc(count)
+        for failure in failures:
+            self._failures.inc(failure["counts"], {"error_class": failure["values"]})

@@ -4,10 +4,12 @@ import contextlib
 import logging
 import os
 import socket
+import warnings
 from collections.abc import Iterator
 
 import grpc
 import ray
+from ray.exceptions import RayTaskError
 
 _EMBEDDED_STORE_BYTES = 1 * 2**30
 _KNOCK_S = 5.0
@@ -23,19 +25,31 @@ def connect(address: str | None = None) -> Iterator[None]:
 
     Raises:
         ValueError: nothing answers at the address.
+        OSError, ValueError: a task's own: no permission, unusable input.
     """
-    if ray.is_initialized():
-        yield
-        return
     _quiet()
+    if ray.is_initialized():
+        with _workers_own_errors():
+            yield
+        return
     try:
         _start(address or os.environ.get("RAY_ADDRESS"))
     except (OSError, RuntimeError) as error:
         raise ValueError(f"no Ray cluster at {address!r}: {' '.join(str(error).split())}") from error
     try:
-        yield
+        with _workers_own_errors():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _workers_own_errors() -> Iterator[None]:
+    """Raise what a worker said, where it is meant for users; Ray's own word on it is the worker's traceback."""
+    try:
+        yield
+    except RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, (OSError, ValueError)) else error) from None
 
 
 def _start(address: str | None) -> None:
@@ -86,4 +100,5 @@ def _quiet() -> None:
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_TRAIN_ENABLE_V2_WARNINGS", "0")
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", "The maximum number of concurrent tasks")  # a short run needs fewer
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # a local token

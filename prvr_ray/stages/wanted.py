@@ -76,6 +76,17 @@ def current_videos(
     return pa.Table.from_pylist(current, with_missing), pa.Table.from_pylist(changed, schema.VIDEOS)
 
 
+def standing_videos(collection: Collection, current: pa.Table) -> pa.Table:
+    """`current` with `added_at` as the collection has it: another run may have listed the same files meanwhile.
+
+    Of two runs that find a file new, the row of the later one counts, and rows of features belong to it alone.
+    """
+    known = collection.videos()
+    added_at = known["added_at"].take(pc.index_in(current["video_id"], known["video_id"].combine_chunks()))
+    column = current.schema.get_field_index("added_at")
+    return current.set_column(column, current.schema.field(column), pc.coalesce(added_at, current["added_at"]))
+
+
 def states(features: FeatureSet, videos: pa.Table) -> dict[str, State]:
     """What stands of each video's current source; videos of which nothing stands are left out."""
     rows = of_current_files(features.segments(), videos)

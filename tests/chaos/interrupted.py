@@ -1,27 +1,37 @@
 """Videos to ingest, what must stand of them in the end, and `prvr ingest` as a process that can be killed."""
 
+import collections
 import contextlib
 import json
+import multiprocessing
 import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
 import psutil
+import pytest
+import ray.cloudpickle
 from rendering import render
 
+from prvr_ray import cli
 from prvr_ray.collection import Collection, open_collection
 from prvr_ray.config import IngestSettings
 from prvr_ray.corpus.container import Limits
+from prvr_ray.corpus.decoder import VideoDecoder
 from prvr_ray.corpus.frames import FrameSpec
 from prvr_ray.corpus.packets import Sampling
-from prvr_ray.corpus.video import read_segments
+from prvr_ray.corpus.video import Segment, read_segments
 from prvr_ray.encoders import describe_encoder, load_encoder
 from prvr_ray.schema import pack_vectors, unpack_vectors
+from prvr_ray.stages import ingest as stage
+from prvr_ray.stages.decoding import DecodePlan
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this module
 
 FPS, SEGMENT_FRAMES = 2.0, 3
 Expected = dict[str, tuple[list[float], np.ndarray]]
@@ -80,10 +90,57 @@ def check_vectors(a_FD: np.ndarray, b_FD: np.ndarray) -> None:
     assert (np.abs(a_FD.astype(np.float32) - b_FD.astype(np.float32)) <= ulp).all()
 
 
+class CountingDecoder(VideoDecoder):
+    """Writes a line to a file for every segment that it decodes."""
+
+    def __init__(self, log: Path):
+        super().__init__()
+        self._log = log
+
+    def segments(self, path: str, *args: object, **options: object) -> Iterator[Segment]:
+        for segment in super().segments(path, *args, **options):
+            with self._log.open("a") as log:
+                log.write(f"{segment.index} {Path(path).name}\n")
+            yield segment
+
+
+@dataclass(frozen=True)
+class CountingDecodePlan(DecodePlan):
+    log: Path
+
+    def load(self) -> VideoDecoder:
+        return CountingDecoder(self.log)
+
+
+def count_decoded(log: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], collections.Counter]:
+    """Let ingest count from now on; gives what has been decoded how often: (video_id, segment), a flat folder's."""
+    plan = stage.plan_pipeline
+
+    def counting(*args: object) -> object:
+        pipeline = plan(*args)
+        return replace(pipeline, decode=CountingDecodePlan(**vars(pipeline.decode), log=log))
+
+    monkeypatch.setattr(stage, "plan_pipeline", counting)
+    log.touch()
+
+    def counts() -> collections.Counter:
+        pairs = (line.split(" ", 1) for line in log.read_text().splitlines())
+        return collections.Counter((name, int(index)) for index, name in pairs)
+
+    return counts
+
+
 def committed(root: str) -> set[tuple[str, int]]:
     """(video_id, segment) of every row in any shard."""
     rows = open_collection(root).features().video_shards.scan(["video_id", "segment"])
     return set(zip(rows["video_id"].to_pylist(), rows["segment"].to_pylist(), strict=True))
+
+
+def check_nothing_again(root: str, before: set[tuple[str, int]], shards_before: set[str]) -> None:
+    """The run since then has put no segment that stood already."""
+    rows = open_collection(root).features().video_shards.scan(["video_id", "segment"]).to_pylist()
+    new = [(row["video_id"], row["segment"]) for row in rows if row["shard"] not in shards_before]
+    assert not set(new) & before
 
 
 def shard_names(root: str) -> list[str]:
@@ -91,42 +148,61 @@ def shard_names(root: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def ingesting(root: str, videos: str, settings: IngestSettings, log: Path) -> Iterator[subprocess.Popen]:
+def ingesting(
+    root: str, videos: str, settings: IngestSettings, log: Path, environment: dict[str, str] | None = None
+) -> Iterator[BaseProcess]:
     """`prvr ingest` as a process of its own with a Ray of its own; nothing of it is left afterwards."""
     changed = settings.model_dump(exclude_defaults=True)
     options = [f"--ingest.{name}={value}" for name, value in changed.items()]
-    prvr = str(Path(sys.executable).parent / "prvr")
-    command = [prvr, "ingest", "--root", root, "--videos", videos, "--json", *options]
-    environment = {**os.environ, "PRVR_OBJECT_STORE_BYTES": str(128 * 2**20)}
-    with log.open("ab") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+    command = ["ingest", "--root", root, "--videos", videos, "--json", *options]
+    variables = {**os.environ, "PRVR_OBJECT_STORE_BYTES": str(128 * 2**20), **(environment or {})}
+    process = _PROCESSES.Process(target=_prvr, args=(command, variables, log))
+    process.start()
     try:
         yield process
     finally:
         end_family(process)
 
 
-def end_family(process: subprocess.Popen) -> None:
+# Its processes begin with everything imported: a command that is killed every few seconds would do little else.
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["prvr_ray.cli", "prvr_ray.stages.ingest"])
+
+
+def _prvr(command: list[str], variables: dict[str, str], log: Path) -> None:
+    os.environ.update(variables)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.exit(cli.main(command))
+
+
+def end_family(process: BaseProcess) -> None:
     """Kill a process as suddenly as can be. Ray ends with its driver; whatever has not after a while is ended here."""
-    family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    _, left = psutil.wait_procs(family, timeout=15)
+    family = psutil.Process(process.pid).children(recursive=True) if process.is_alive() else []
+    process.kill()
+    process.join()
+    _, left = psutil.wait_procs(family, timeout=3)
     for member in left:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
 
 
-def wait_until(happens: Callable[[], bool], process: subprocess.Popen, timeout_s: float = 120.0) -> bool:
+def wait_until(happens: Callable[[], bool], process: BaseProcess, timeout_s: float = 120.0) -> bool:
     """Whether something happened before the process ended."""
     deadline = time.monotonic() + timeout_s
-    while process.poll() is None:
+    while process.is_alive():
         if happens():
             return True
         assert time.monotonic() < deadline, "it neither happened nor ended"
         time.sleep(0.02)
     return False
+
+
+def exit_code(process: BaseProcess, timeout_s: float = 180.0) -> int | None:
+    """Of a process that has that long to end."""
+    process.join(timeout_s)
+    return process.exitcode
 
 
 def summary_of(log: Path) -> dict:

@@ -1,8 +1,10 @@
 """Ingest is killed, and readers see every segment exactly once, as if nothing had happened."""
 
+import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +15,9 @@ import pytest
 import ray.cloudpickle
 from interrupted import (
     check_features,
+    check_nothing_again,
     committed,
+    exit_code,
     expected_features,
     ingesting,
     render_videos,
@@ -151,10 +155,10 @@ def test_killed_workers_of_every_kind_leave_each_segment_once(tmp_path, local_ra
     check_features(collection, expected)
 
 
-@pytest.mark.parametrize("num_kills", [1])
+@pytest.mark.parametrize("num_kills", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_killed_driver_goes_on_where_it_was(tmp_path, encoder, num_kills):
     rng = np.random.default_rng(num_kills)
-    num_videos = 8 + 12 * num_kills
+    num_videos = 10 + 8 * num_kills
     videos = render_videos(tmp_path / "videos", num_videos)
     root, log = str(tmp_path / "root"), tmp_path / "log"
     settings = settings_for(encoder)
@@ -164,11 +168,12 @@ def test_a_killed_driver_goes_on_where_it_was(tmp_path, encoder, num_kills):
         goal = len(shards_before) + int(rng.integers(1, 8))
         with ingesting(root, str(videos), settings, log) as process:
             if wait_until(lambda goal=goal: len(shard_names(root)) >= goal, process):
-                kills += 1
+                time.sleep(rng.uniform(0.0, 0.05))
+                kills += process.is_alive()
         check_nothing_again(root, before, shards_before)
     before, shards_before = committed(root), set(shard_names(root))
     with ingesting(root, str(videos), settings, log) as process:
-        assert process.wait(timeout=180) == 0
+        assert exit_code(process) == 0
     check_nothing_again(root, before, shards_before)
 
     assert kills == num_kills
@@ -176,8 +181,13 @@ def test_a_killed_driver_goes_on_where_it_was(tmp_path, encoder, num_kills):
     check_features(open_collection(root), expected_features(videos, encoder))
 
 
-def check_nothing_again(root: str, before: set, shards_before: set) -> None:
-    """The run since then has put no segment that stood already."""
-    rows = open_collection(root).features().video_shards.scan(["video_id", "segment"]).to_pylist()
-    new = [(row["video_id"], row["segment"]) for row in rows if row["shard"] not in shards_before]
-    assert not set(new) & before
+@pytest.mark.slow
+def test_two_runs_at_once_leave_each_segment_once(tmp_path, encoder):
+    videos, root = render_videos(tmp_path / "videos", 12), str(tmp_path / "root")
+    logs = [tmp_path / "first", tmp_path / "second"]
+    with contextlib.ExitStack() as stack:
+        runs = [stack.enter_context(ingesting(root, str(videos), settings_for(encoder), log)) for log in logs]
+        assert [exit_code(run) for run in runs] == [0, 0]
+    check_features(open_collection(root), expected_features(videos, encoder))
+    assert max(summary_of(log)["videos"]["ingested"] for log in logs) == 12
+    assert {summary_of(log)["videos"]["failed"] for log in logs} == {0}

@@ -120,6 +120,17 @@ def test_vectors_that_float16_cannot_hold_are_a_failure_of_their_video_alone(tmp
     assert sum(row[3] for row in found) == 18 - 4
 
 
+def test_a_row_says_how_much_of_a_cut_file_there_was(videos):
+    data = render(videos[2].with_suffix(".mkv"), 300, fps=10).read_bytes()
+    videos[2].with_suffix(".mkv").write_bytes(data[: len(data) // 2])
+    packs = DecodeVideos(decode_plan(segment_frames=100))(work(videos[0], videos[2].with_suffix(".mkv")))
+    whole, half = (row for pack in packs for row in rows_of(pack))
+    assert (whole["warnings"], whole["decoded_share"]) == ([], 1.0)
+    assert half["warnings"] == ["truncated"]
+    assert half["decoded_share"] == pytest.approx(half["num_frames"] / 30, abs=0.1)
+    assert 3 <= half["num_frames"] < 28
+
+
 def failures(packs: list[pa.Table]) -> list[tuple]:
     """video_id, segment, error_class and error of the failure rows."""
     names = ("video_id", "segment", "error_class", "error")

@@ -10,6 +10,7 @@ from prvr_ray.stages.sources import Source
 from prvr_ray.stages.wanted import (
     classes_to_retry,
     current_videos,
+    standing_videos,
     states,
     text_hash,
     wanted_queries,
@@ -97,6 +98,22 @@ def test_splits_come_from_the_source_then_the_collection_then_the_id(collection)
     current = put_videos(collection, sources, now=1.0)
     splits = dict(zip(current["video_id"].to_pylist(), current["split"].to_pylist(), strict=True))
     assert splits == {"a": "test", "b": "val", "c": split_of("c", SHARES)}
+
+
+def test_of_two_runs_that_find_a_file_new_both_go_by_the_later_row(collection):
+    sources = [Source("a", "/v/a", 1, "e"), Source("b", "/v/b", 1, "e", missing="gone")]
+    (first, of_first), (second, of_second) = (current_videos(collection, sources, SHARES, now) for now in (1.0, 2.0))
+    for changed in (of_second, of_first):
+        collection.video_shards.append(changed)
+    assert standing_videos(collection, first).to_pylist() == second.to_pylist()
+    assert standing_videos(collection, second).to_pylist() == second.to_pylist()
+
+
+def test_a_video_that_is_removed_meanwhile_is_no_hindrance(collection):
+    current = put_videos(collection, [Source("a", "/v/a", 1, "e")], now=1.0)
+    tombstone = {"video_id": "a", "added_at": 2.0, "removed": True}
+    collection.video_shards.append(pa.Table.from_pylist([tombstone], schema.VIDEOS))
+    assert standing_videos(collection, current).to_pylist() == current.to_pylist()
 
 
 def test_a_removed_video_stays_removed(collection):
