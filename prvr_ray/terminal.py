@@ -114,7 +114,7 @@ def _trial_table(leaders: Sequence[Mapping[str, Any]], paths: Sequence[str]) -> 
         table.add_column(title, justify="right")
     for trial in leaders:
         values = [trial["point"][path] for path in paths]
-        shown = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in values]
+        shown = [f"{value:.3g}" if isinstance(value, float) else escape(str(value)) for value in values]
         table.add_row(trial["name"], trial["state"], str(trial["epochs"]), f"{trial['best']:.1f}", *shown)
     return table
 

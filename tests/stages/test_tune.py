@@ -89,7 +89,7 @@ def test_a_study_trains_proves_and_writes_a_configuration_to_train_with(
 
     other = {**values, "tune": {**values["tune"], "space": {"train.lr": SPACE["train.lr"]}}}
     assert main(command(root, other)) == 2
-    assert "space.train.margin.uniform is [0.1, 0.4] there" in one_line(capsys)
+    assert "space.train.margin is {'uniform': [0.1, 0.4]} there, None here" in one_line(capsys)
 
     best = yaml.safe_load((root / "tune/first/best.yaml").read_text())
     run = train(resolve({**best, "train": {**best["train"], "seed": 9528}}), root=str(root), run="best")
