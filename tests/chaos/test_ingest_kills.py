@@ -162,11 +162,12 @@ def test_a_killed_driver_goes_on_where_it_was(tmp_path, encoder, num_kills):
     videos = render_videos(tmp_path / "videos", num_videos)
     root, log = str(tmp_path / "root"), tmp_path / "log"
     settings = settings_for(encoder)
+    some = settings_for(encoder, limit=8)  # workers put what they have for a while after their driver's death
     kills = 0
     for _ in range(num_kills):
         before, shards_before = committed(root), set(shard_names(root))
         goal = len(shards_before) + int(rng.integers(1, 8))
-        with ingesting(root, str(videos), settings, log) as process:
+        with ingesting(root, str(videos), some, log) as process:
             if wait_until(lambda goal=goal: len(shard_names(root)) >= goal, process):
                 time.sleep(rng.uniform(0.0, 0.05))
                 kills += process.is_alive()
