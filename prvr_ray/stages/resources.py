@@ -6,6 +6,7 @@ Ray waits without an end for a resource that no node has. Stages call `require` 
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import ray
@@ -133,8 +134,14 @@ def _names(requests: Any, wish: PlacementGroup) -> bool:
 
 def _cluster_status() -> Any:
     """Nodes, wishes and the autoscaler's answers. Ray's public API leaves out the wishes that it refuses."""
-    gcs = GcsClient(ray.get_runtime_context().gcs_address)
+    gcs = _gcs(ray.get_runtime_context().gcs_address)
     return GetClusterStatusReply.FromString(gcs.get_cluster_status(timeout_s=10))
+
+
+@lru_cache(maxsize=1)
+def _gcs(address: str) -> Any:
+    """One connection for all questions."""
+    return GcsClient(address)
 
 
 def _has_autoscaler() -> bool:
