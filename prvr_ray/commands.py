@@ -241,7 +241,14 @@ COMMANDS: dict[str, Command] = {
     "ingest": Command(
         "videos and captions to features",
         _ingest,
-        {**_required("--videos", "a folder, an s3:// prefix, or a manifest"), **FEATURES, **JOB},
+        {
+            **_required(
+                "--videos",
+                "a folder, an s3:// prefix, or a manifest: csv, jsonl or parquet with `uri`, perhaps `video_id`",
+            ),
+            **FEATURES,
+            **JOB,
+        },
         sections=("ingest",),
         short=tuple(
             f"ingest.{name}" for name in ("encoder", "student_encoder", "fps", "max_failure_share", "retry", "limit")
@@ -279,7 +286,10 @@ COMMANDS: dict[str, Command] = {
         _score,
         {
             **_required("--index", "name of the index"),
-            **_required("--queries", "a split, a parquet, jsonl, csv or txt file of texts, or - for standard input"),
+            **_required(
+                "--queries",
+                "a split; a txt file of a text a line; csv, jsonl or parquet with `text`; or - for standard input",
+            ),
             **_required("--output", "name of the scores"),
             "--allow-missing": {"action": "store_true", "help": "go on without lost or damaged shards, and say so"},
             **JOB,

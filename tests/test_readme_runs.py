@@ -39,7 +39,6 @@ ELSEWHERE = {  # how a command begins -> what runs it
     "prvr --help": "tests/test_cli.py: help",
     "prvr COMMAND --help": "tests/test_cli.py: help of every command",
     "prvr submit": "tests/stages/test_jobs.py, on a head with its dashboard",
-    "prvr doctor --address": "tests/stages/test_doctor.py and tests/cluster, on a cluster",
     "python benchmarks/": "who measures: benchmarks/README.md",
 }
 
@@ -144,7 +143,7 @@ def desk(s3_root, tmp_path) -> Path:
         writer.writerows(moments)
     for settings in blocks(guide, "yaml"):
         (tmp_path / "study.yaml").write_text(settings)
-    (tmp_path / "captions.txt").write_text("a person opens a fridge\nsomebody peels an orange\n")
+    (tmp_path / "questions.txt").write_text("a person opens a fridge\nsomebody peels an orange\n")
     (tmp_path / "short-demo.yaml").write_text(yaml.safe_dump(SHORT_DEMO))
     for name in ("tvr", "activitynet", "charades"):
         released_layout.render(tmp_path / name, {"train": 6, "val": 3, "test": 3}, dataset=name)

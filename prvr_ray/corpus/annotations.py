@@ -22,7 +22,8 @@ _PAST_END_S = 0.015  # lengths are given in hundredths of a second: one hundredt
 COLUMNS = """\
 columns of csv and jsonl, the same in both:
   text         the caption (or `caption`; required)
-  video_id     the relevant video: its path below the source, or its name without ending (or `file`; required)
+  video_id     the relevant video: its path below `prvr ingest --videos`, or its name without ending; with a manifest
+               its video_id (or `file`; required)
   query_id     default: made from the file's and the video's name; rows that share one are one query with several
                relevant videos or moments
   start_s      start of the moment in seconds; empty: not known

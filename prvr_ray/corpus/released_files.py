@@ -107,7 +107,9 @@ def open_vector_file(path: Path) -> Iterator[VectorFile]:
     try:
         import h5py
     except ImportError:
-        raise ValueError("released features need h5py: pip install 'prvr_ray[released]'") from None
+        raise ValueError(
+            "released features need h5py: pip install -c constraints.txt '.[released]' in the repository"
+        ) from None
     try:
         file = h5py.File(path, "r")
     except OSError as error:

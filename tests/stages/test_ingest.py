@@ -147,6 +147,7 @@ def test_real_files_become_features_or_failures_that_add_up(tmp_path, local_ray,
     by_class = summary["videos"].pop("by_error_class")
     assert summary["videos"] == {"total": 36, "ingested": 28, "failed": 8}
     assert (sum(by_class.values()), summary["skipped"]) == (8, 3)
+    assert summary["warning"].startswith("8 of 36 videos failed: more than --max-failure-share 0.05")
     assert set(by_class) <= {"decode", "empty", "no_video_stream", "too_large"}
     found = features_of(root)
     assert set(found) == {entry["file"] for entry in entries} - bad
@@ -158,6 +159,7 @@ def test_real_files_become_features_or_failures_that_add_up(tmp_path, local_ray,
     assert cli.main([*command, "--max-failure-share", "0.3"]) == 0  # nothing is done again
     again = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (again["frames"], again["videos"]["failed"]) == (0, 8)
+    assert "warning" not in again
 
 
 @pytest.mark.parametrize(
