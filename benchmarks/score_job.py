@@ -31,7 +31,7 @@ from prvr_ray.retrieval.scoring import FrameBlock, search
 from prvr_ray.runs import open_run
 from prvr_ray.schema import pack_times, pack_vectors
 from prvr_ray.stages import score as stage
-from prvr_ray.stages.index_folder import IndexFolder, best_weights
+from prvr_ray.stages.index_folder import IndexFolder
 from prvr_ray.stages.score_job import pack_names, query_key
 from prvr_ray.stages.session import connect
 from prvr_ray.storage import put_json
@@ -97,7 +97,7 @@ def _begin_collection(root: str) -> Collection:
     run.store.put(STUDENT, student_to_bytes(Student(1, 1, hidden_dim=DIM)))
     put_json(run.store, "best.json", {"weights": STUDENT})
     for name in ("all", "quarter"):
-        made_of = {"run": "run", "features": "default", **best_weights(run)}
+        made_of = {"run": "run", "features": "default", **run.best_weights()}
         folder = IndexFolder(collection, name)
         declare_spec(folder.store, {**made_of, "branches": BRANCHES, "dim": DIM})
     return collection
@@ -150,6 +150,7 @@ class _WatchedActors:
 
     def __enter__(self) -> "_WatchedActors":
         self._start = stage.start_scorers
+        self._scorers: list[Any] = []
         stage.start_scorers = self._started  # type: ignore[assignment]
         return self
 

@@ -120,7 +120,8 @@ def _settings(arguments: Namespace) -> Config:
     given = arguments.get("settings", Namespace()).as_dict()
     values = _read_settings_file(arguments.config) if arguments.config else {}
     for section, fields in given.items():
-        values[section] = {**values.get(section, {}), **fields}
+        if isinstance(values.setdefault(section, {}), dict):  # if not, `resolve` says what it is
+            values[section] = {**values[section], **fields}
     return resolve(values, arguments.preset)
 
 

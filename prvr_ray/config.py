@@ -359,4 +359,6 @@ def _explain(item: Any) -> str:
         return f"unknown setting {path}; {section} has {', '.join(SECTIONS[section].model_fields)}"
     message = item["msg"].removeprefix("Value error, ")
     # A section's own check has named its fields.
-    return message if isinstance(item["input"], dict) else f"{path}={item['input']!r}: {message}"
+    return (
+        message if len(item["loc"]) == 1 and item["type"] == "value_error" else f"{path}={item['input']!r}: {message}"
+    )

@@ -62,7 +62,7 @@ class Lookup:
 
     @cached_property
     def student(self) -> Student:
-        return self.run.load_student()
+        return self.run.load_student(self.spec)
 
     def only(self, video_ids: Ids[str]) -> "Lookup":
         """This index with no other videos than these."""

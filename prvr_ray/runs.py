@@ -12,7 +12,9 @@ Every object is put whole. After a kill the newest checkpoint is gone on from; w
 with the same content.
 """
 
+import hashlib
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,9 +124,33 @@ class RunFolder:
             raise ValueError(f"{self.store.uri} has no best epoch yet; let `prvr train` end one")
         return best
 
-    def load_student(self) -> Student:
-        """The student of the best epoch, on the CPU, for inference."""
-        return student_from_bytes(self.store.get(str(self.best()["weights"])))
+    def best_weights(self) -> dict[str, str]:
+        """Which student is the best: `weights`, its key, and `weights_sha256`.
+
+        Raises:
+            ValueError: no epoch has ended yet.
+        """
+        key = str(self.best()["weights"])
+        return {"weights": key, "weights_sha256": hashlib.sha256(self.store.get(key)).hexdigest()}
+
+    def load_student(self, weights: Mapping[str, Any] | None = None) -> Student:
+        """A student, on the CPU, for inference.
+
+        Args:
+            weights: which one, as `best_weights` says; None: that of the best epoch so far.
+
+        Raises:
+            ValueError: it is there no longer, for training went on.
+        """
+        if weights is None:
+            return student_from_bytes(self.store.get(str(self.best()["weights"])))
+        try:
+            data = self.store.get(weights["weights"])
+        except FileNotFoundError:
+            data = b""
+        if hashlib.sha256(data).hexdigest() != weights["weights_sha256"]:
+            raise ValueError(f"{self.store.uri}/{weights['weights']} is another student now: make a new index")
+        return student_from_bytes(data)
 
     def _get(self, key: str) -> dict[str, Any] | None:
         try:

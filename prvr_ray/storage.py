@@ -25,7 +25,8 @@ import pyarrow.parquet as pq
 
 MAX_SHARD_BYTES = 256 * 2**20
 _S3_ATTEMPTS = 8
-_WITHIN_URL = re.compile(r"//[^/@\s]*@")  # a user and a password, as an endpoint's URL may hold them
+_S3_PAUSE_S = 0.1  # between attempts, times their number
+_WITHIN_URL = re.compile(r"//[^/\s]*@")  # a user and a password, as an endpoint's URL may hold them
 _UNFINISHED = ".unfinished-"  # prefix of a local file that is not there yet
 
 
@@ -189,16 +190,20 @@ class S3Store:
         from botocore.exceptions import ClientError
 
         with _s3_errors(f"{self.uri}/{key}"):
-            try:
-                _s3_client().put_object(Bucket=self._bucket, Key=self._key(key), Body=data, IfNoneMatch="*")
-            except ClientError as error:
-                status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-                if status == 412:
-                    # A retried request finds its own first attempt: then the object is ours.
-                    return self.get(key) == data
-                if status == 501:
-                    return _put_lowest_claim(self, key, data)
-                raise
+            for attempt in range(1, _S3_ATTEMPTS + 1):
+                try:
+                    _s3_client().put_object(Bucket=self._bucket, Key=self._key(key), Body=data, IfNoneMatch="*")
+                    break
+                except ClientError as error:
+                    status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+                    if status == 412:
+                        # A retried request finds its own first attempt: then the object is ours.
+                        return self.get(key) == data
+                    if status == 501:
+                        return _put_lowest_claim(self, key, data)
+                    if status != 409 or attempt == _S3_ATTEMPTS:  # 409: another request for the key is under way
+                        raise
+                time.sleep(_S3_PAUSE_S * attempt)
         return True
 
     def get(self, key: str) -> bytes:
@@ -422,15 +427,13 @@ def _temporary_file(key: str) -> Iterator[Path]:
 
 def _s3_read(bucket: str, key: str) -> bytes:
     """One object's content. botocore repeats a request that fails, but not one of which the answer breaks off."""
-    from botocore.exceptions import IncompleteReadError, ResponseStreamingError
+    from botocore.exceptions import IncompleteReadError, ReadTimeoutError, ResponseStreamingError
 
-    for attempt in range(1, _S3_ATTEMPTS + 1):
-        try:
+    for attempt in range(1, _S3_ATTEMPTS):
+        with contextlib.suppress(IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
             return _s3_client().get_object(Bucket=bucket, Key=key)["Body"].read()
-        except (IncompleteReadError, ResponseStreamingError):
-            if attempt == _S3_ATTEMPTS:
-                raise
-    raise AssertionError("the last attempt returns or raises")
+        time.sleep(_S3_PAUSE_S * attempt)
+    return _s3_client().get_object(Bucket=bucket, Key=key)["Body"].read()
 
 
 @contextlib.contextmanager

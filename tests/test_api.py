@@ -18,7 +18,6 @@ from prvr_ray.encoders import load_encoder
 from prvr_ray.encoders.tiny_teacher import IMAGE_SIZE, save_encoder, train_tiny_teacher
 from prvr_ray.runs import open_run
 from prvr_ray.schema import pack_times, pack_vectors
-from prvr_ray.stages.index_folder import best_weights
 from prvr_ray.stages.student_vectors import WindowEncoder, Windowing
 from prvr_ray.stages.training_data import TrainingData
 from prvr_ray.storage import put_json, table_to_bytes
@@ -80,7 +79,7 @@ def put_index(collection, run) -> None:
     features, windowing = collection.features(), Windowing("whole", 128, 0)
     index, student = collection.store.child("index/main"), run.load_student()
     spec = {"run": "demo", "features": "default", "branches": list(student.branches), "dim": 16}
-    declare_spec(index, {**spec, **best_weights(run)})
+    declare_spec(index, {**spec, **run.best_weights()})
     videos = features.read_videos(features.complete())
     table = pa.concat_tables(WindowEncoder(student, windowing, 4096).encode(videos))
     index.put("shard-0.parquet", table_to_bytes(table))

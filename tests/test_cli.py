@@ -91,11 +91,13 @@ def test_a_mistake_is_one_line_and_exit_code_2(train_settings, capsys, options, 
     assert not train_settings
 
 
-@pytest.mark.parametrize("text", ["train: {lrs: 1}", "trains: {lr: 1}", "train: 3", "[1, 2]", "train: {lr: ["])
+@pytest.mark.parametrize(
+    "text", ["train: {lrs: 1}", "trains: {lr: 1}", "train: 3", "[1, 2]", "train: {lr: [", "train:"]
+)
 def test_a_wrong_settings_file_is_one_line_and_exit_code_2(train_settings, capsys, tmp_path, text):
     file = tmp_path / "settings.yaml"
     file.write_text(text)
-    assert run_train("--config", str(file)) == 2
+    assert run_train("--config", str(file), "--train.margin", "0.1") == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert not train_settings
 

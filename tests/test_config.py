@@ -21,6 +21,7 @@ from prvr_ray.config import PRESETS, SECTIONS, Config, TrainSettings, resolve
         ({"train": {"lr": float("nan")}}, r"train\.lr=nan"),
         ({"train": {"dropout": 1.5}}, r"train\.dropout=1\.5: Input should be less than"),
         ({"train": {"num_epochs": "many"}}, r"train\.num_epochs='many': Input should be a valid integer"),
+        ({"train": {"lr": {"a": 1}}}, r"train\.lr=\{'a': 1\}: Input should be a valid number"),
         ({"score": {"top_k": 0}}, r"score\.top_k=0: Input should be greater than or equal to 1"),
         ({"score": {"mode": "quick"}}, r"score\.mode='quick': Input should be 'exact' or 'fast'"),
         ({"student": {"branches": []}}, r"student\.branches=\[\]"),

@@ -200,11 +200,29 @@ def test_an_answer_that_breaks_off_is_asked_for_again(s3_endpoint, s3_root, monk
 
 def test_a_password_in_the_endpoint_s_url_is_not_repeated(s3_root, monkeypatch):
     monkeypatch.setattr(storage, "_S3_ATTEMPTS", 1)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://user:s3cret@127.0.0.1:{free_port()}")
-    storage._s3_client.cache_clear()
-    with pytest.raises(ConnectionError) as raised:
-        open_store(s3_root).get("a.bin")
-    assert "s3cret" not in str(raised.value)
+    for password in ("s3cret", "p@s3cret"):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://user:{password}@127.0.0.1:{free_port()}")
+        storage._s3_client.cache_clear()
+        with pytest.raises((ConnectionError, ValueError)) as raised:
+            open_store(s3_root).get("a.bin")
+        assert "s3cret" not in str(raised.value)
+
+
+def test_a_conflict_of_two_conditional_puts_is_tried_again(s3_root, monkeypatch):
+    from botocore.exceptions import ClientError
+
+    conflict = ClientError({"Error": {}, "ResponseMetadata": {"HTTPStatusCode": 409}}, "PutObject")
+    client, answers = storage._s3_client(), [conflict, conflict]
+    put = client.put_object
+
+    def put_object(**arguments):
+        if answers:
+            raise answers.pop()
+        return put(**arguments)
+
+    monkeypatch.setattr(client, "put_object", put_object)
+    assert open_store(s3_root).put_if_absent("spec.json", b"mine")
+    assert open_store(s3_root).get("spec.json") == b"mine"
 
 
 def test_files_are_as_readable_as_the_umask_says(tmp_path):

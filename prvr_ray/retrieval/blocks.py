@@ -95,9 +95,9 @@ class BranchRows:
         return self.stored_RD.index_select(0, row_N if self.order_R is None else self.order_R[row_N]).float()
 
     def first_broken_window(self) -> int:
-        """The first window with a row that holds NaN or infinity; there must be one."""
-        num_windows = len(self.offsets) - 1
-        return next(w for w in range(num_windows) if not self.read(w, w + 1).isfinite().all())
+        """The first window with a row whose norm is no finite float32; there must be one."""
+        norms = (torch.linalg.vector_norm(self.read(w, w + 1), dim=1) for w in range(len(self.offsets) - 1))
+        return next(window for window, norm_F in enumerate(norms) if not norm_F.isfinite().all())
 
 
 @dataclass(frozen=True, eq=False)

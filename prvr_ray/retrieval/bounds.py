@@ -79,6 +79,6 @@ def slack(
     operands_Q = queries.rounding * (frames.norm + frames.rounding) + queries.norm * frames.rounding
     largest_Q = (1 + g) * rounded_Q if largest_Q is None else largest_Q
     bound_Q = operands_Q + g * rounded_Q + e / (1 - e) * largest_Q + g * queries.norm * frames.norm
-    # Half a percent covers the bound's own arithmetic, and chunks whose |s| exceeds that of every window's maximum:
-    # they lie two slacks below it already, and e / (1 - e) of those is 0.4 %. 1e-30: products that underflow.
-    return 1.005 * bound_Q + 1e-30
+    # One percent covers the bound's own arithmetic, and the chunks that may matter though their |s| exceeds that of
+    # every window's maximum: by two slacks at the most, and e / (1 - e) of two is 0.8 % of one. 1e-30: underflow.
+    return 1.01 * bound_Q + 1e-30

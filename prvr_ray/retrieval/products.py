@@ -43,6 +43,12 @@ class Pairs:
     branch_scores_PB: torch.Tensor
 
 
+def num_maxima(rows: BranchRows) -> int:
+    """How many maxima are kept for each query: of chunks and of windows."""
+    lengths_W = np.diff(rows.offsets)
+    return int((-(-lengths_W // CHUNK)).sum()) + len(lengths_W)
+
+
 class Memory:
     """Memory for maxima that one group's products leave to the next: fresh pages took 3 % of a search on two cores."""
 
@@ -53,6 +59,7 @@ class Memory:
         """Of num_rows rows, each like the given one; the next matrix of that name takes its place."""
         size = num_rows * len(like_Q)
         if name not in self._kept or len(self._kept[name]) < size:
+            self._kept.pop(name, None)  # before its successor comes
             self._kept[name] = like_Q.new_empty(size)
         return self._kept[name][:size].view(num_rows, -1)
 
@@ -175,7 +182,7 @@ class Products:
         self.spans = list(spans(np.sum([branch.offsets for branch in group.branches], axis=0), _ROUTINE_ROWS))
 
     def broken_window(self) -> int | None:
-        """The first window with a frame that holds NaN or infinity."""
+        """The first window with a frame whose norm is no finite float32."""
         for branch in self.branches:
             if not branch.frame_norms.norm.isfinite():
                 return branch.rows.first_broken_window()

@@ -14,12 +14,13 @@ import torch
 
 from prvr_ray.retrieval.blocks import Array, FrameBlock, Names, WindowGroup, as_tensor, window_groups
 from prvr_ray.retrieval.bounds import measure
-from prvr_ray.retrieval.products import TYPES, FusedProducts, Memory, Pairs, Products, full_precision
+from prvr_ray.retrieval.products import TYPES, FusedProducts, Memory, Pairs, Products, full_precision, num_maxima
 from prvr_ray.retrieval.topk import Answers, merge_top_k, side_by_side
 
 __all__ = ["FrameBlock", "QueryBlocks", "TopK", "search"]
 
 _QUERY_BLOCK = {"cpu": 2048, "cuda": 16_384}
+_MAXIMA = {"cpu": 1 << 27, "cuda": 1 << 30}  # values that a branch keeps of a group and a query block: 0.5 and 4 GB
 _GROUP_ROWS = 1 << 18  # rows of the first branch in one group: 200 MB of float16 at 384 features
 
 
@@ -165,13 +166,16 @@ class QueryBlocks:
 
     def products(self, group: WindowGroup, names: Sequence[str]) -> Iterator[tuple[slice, Products]]:
         """One group multiplied with each query block, and that block's rows; the next products take their place."""
-        step = _QUERY_BLOCK[self.device.type]
+        most = max(num_maxima(branch) for branch in group.branches)
+        step = max(1, min(_QUERY_BLOCK[self.device.type], _MAXIMA[self.device.type] // most))
         for start in range(0, self.num_queries, step):
             rows = slice(start, start + step)
             queries = [rows_QD[rows] for rows_QD in self.branches]
             products = Products(group, queries, [item[rows] for item in self._norms], self._memory, self._dtype)
             if (window := products.broken_window()) is not None:
-                raise ValueError(f"frames of video {names[int(group.videos_W[window])]!r} hold NaN or infinity")
+                raise ValueError(
+                    f"frames of video {names[int(group.videos_W[window])]!r} hold NaN or infinity, or are too long"
+                )
             yield rows, products
 
 

@@ -19,7 +19,7 @@ from prvr_ray.collection import FeatureSet, declare_spec, existing_collection
 from prvr_ray.config import IndexSettings
 from prvr_ray.runs import RunFolder, open_run
 from prvr_ray.stages.committing import check_put, put_shard
-from prvr_ray.stages.index_folder import WRITTEN, IndexFolder, best_weights
+from prvr_ray.stages.index_folder import WRITTEN, IndexFolder
 from prvr_ray.stages.progress import Steps
 from prvr_ray.stages.resources import Worker, pool_size, require
 from prvr_ray.stages.session import connect
@@ -74,7 +74,7 @@ def _spec(folder: RunFolder, features: FeatureSet, settings: IndexSettings) -> d
         raise ValueError(f"index.window_frames={num_frames}; the run's student takes {config.student.max_frames}")
     return {
         "run": folder.store.uri.rpartition("/")[2],
-        **best_weights(folder),
+        **folder.best_weights(),
         "features": features.store.uri.rpartition("/")[2],
         "features_spec": features.spec(),
         "branches": list(config.student.branches),
@@ -104,7 +104,7 @@ class _EncodePlan:
 
     features: FeatureSet
     run: RunFolder
-    windowing: Windowing
+    spec: dict[str, Any]
     pass_frames: int
 
 
@@ -114,7 +114,9 @@ class _EncodeVideos:
     def __init__(self, plan: _EncodePlan):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._features = plan.features
-        self._encoder = WindowEncoder(plan.run.load_student(), plan.windowing, plan.pass_frames, device)
+        self._encoder = WindowEncoder(
+            plan.run.load_student(plan.spec), Windowing(**plan.spec["windowing"]), plan.pass_frames, device
+        )
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
         yield from self._encoder.encode(self._features.read_videos(rows, columns=("student",)))
@@ -128,7 +130,7 @@ def _encode(
     require(worker)
     name = f"shard-{time.time_ns():020d}"
     row_bytes = spec["windowing"]["num_frames"] * spec["dim"] * len(spec["branches"]) * 2
-    plan = _EncodePlan(features, run, Windowing(**spec["windowing"]), settings.pass_frames)
+    plan = _EncodePlan(features, run, spec, settings.pass_frames)
     windows = ray.data.from_arrow(tasks).map_batches(
         _EncodeVideos,
         fn_constructor_args=(plan,),

@@ -5,7 +5,6 @@ index/<index>/  spec.json               the run, its student, the feature set an
                 written-*.json          shard -> its first video, of one `prvr index`: how a lost shard is noticed
 """
 
-import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -81,7 +80,7 @@ class IndexFolder:
         """
         spec = self.spec()
         run = open_run(self.collection.store.uri, spec["run"])
-        best, made_with = best_weights(run), {"weights": spec["weights"], "weights_sha256": spec["weights_sha256"]}
+        best, made_with = run.best_weights(), {"weights": spec["weights"], "weights_sha256": spec["weights_sha256"]}
         if best != made_with:
             raise ValueError(
                 f"index {self.name!r} was made with {_said(made_with)}, the best of run {spec['run']!r} is "
@@ -100,11 +99,13 @@ class IndexFolder:
             Per shard a JSON value: its `name`, `bytes`, number of `rows`, and rows to `skip`, which do not count. And
             the shards that should be there but are missing or cannot be read, each with its reason.
         """
-        sizes = {item.key: item.size for item in self.store.list()}
+        live = self.shards.live()
+        sizes = {item.key: item.size for item in self.store.list()}  # after the shards: more may come meanwhile
+        live = [name for name in live if name in sizes]
         removed, gone = self.collection.removed(), self._gone(set(sizes))
         look_at_one = partial(self._look_at, removed=removed, asked=set(gone.values()))
         with ThreadPoolExecutor(_PARALLEL_READS) as readers:
-            found = list(readers.map(look_at_one, self.shards.live()))
+            found = list(readers.map(look_at_one, live))
         looks = [item for item in found if isinstance(item, ShardLook)]
         skipped = rows_to_skip(self.shards, looks, removed)
         shards = [
@@ -164,16 +165,6 @@ class IndexFolder:
         except ValueError as error:
             raise ShardError(f"{self.store.uri}/{shard['name']} is damaged: {error}") from error
         return LoadedShard(block, rows["window"].to_numpy(), stacked(rows["edges_s"], np.dtype("<f8"), 1).ravel())
-
-
-def best_weights(run: RunFolder) -> dict[str, str]:
-    """Which student of a run is the best: `weights`, its key, and `weights_sha256`.
-
-    Raises:
-        ValueError: no epoch has ended yet, or there is no such run.
-    """
-    key = str(run.best()["weights"])
-    return {"weights": key, "weights_sha256": hashlib.sha256(run.store.get(key)).hexdigest()}
 
 
 def _said(best: dict[str, str]) -> str:

@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -35,7 +36,7 @@ class Questions:
 
 def is_file(source: str) -> bool:
     """Whether `--queries` names a file, or standard input, and not a split."""
-    return source == STDIN or source.rpartition(".")[2].lower() in _READERS
+    return source == STDIN or PurePath(source).suffix[1:].lower() in _READERS
 
 
 def read_questions(source: str) -> Questions:

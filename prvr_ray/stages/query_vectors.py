@@ -46,10 +46,12 @@ def encode_texts(encoder: Encoder, texts: list[str]) -> list[np.ndarray]:
 class QueryPlan:
     """What a worker needs to encode questions.
 
+    weights: the student that made the index, as `RunFolder.best_weights` says.
     encoder: name of the text encoder; empty: the rows are located rows of `features.queries()`.
     """
 
     run: RunFolder
+    weights: dict[str, str]
     features: FeatureSet
     encoder: str
     store: Store
@@ -59,7 +61,7 @@ class QueryEncoder:
     """Encodes questions and puts their vectors."""
 
     def __init__(self, plan: QueryPlan, device: str):
-        self._plan, self._student, self._device = plan, plan.run.load_student(), device
+        self._plan, self._student, self._device = plan, plan.run.load_student(plan.weights), device
         self._encoder = load_encoder(plan.encoder) if plan.encoder else None
 
     def put(self, file: int, rows: pa.Table) -> None:

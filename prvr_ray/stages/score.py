@@ -20,7 +20,7 @@ from prvr_ray.config import ScoreSettings
 from prvr_ray.stages.index_folder import IndexFolder
 from prvr_ray.stages.progress import Steps
 from prvr_ray.stages.query_vectors import QueryEncoder, QueryPlan
-from prvr_ray.stages.resources import Worker, pool_size, require
+from prvr_ray.stages.resources import Worker, pool_size, require, room
 from prvr_ray.stages.score_job import QUERIES_PER_FILE, Questions, ScoreJob, query_key
 from prvr_ray.stages.score_plan import begin_job, find_questions, plan_job, sizes
 from prvr_ray.stages.session import connect
@@ -90,8 +90,7 @@ def start_scorers(job: ScoreJob, num_tasks: int, queries: QueryPlan, settings: S
     """Ask for the actors of the pool; those of nodes that are still to start come later."""
     worker = Worker("scorer", settings.scorer_cpus, settings.scorer_gpus, labels=settings.scorer_labels)
     require(worker)
-    room = min(int(ray.available_resources().get(name, 0.0) / amount) for name, amount in worker.bundle.items())
-    num_scorers = pool_size(1, settings.num_scorers or max(1, room), num_tasks)
+    num_scorers = pool_size(1, settings.num_scorers or max(1, room(worker)), num_tasks)
     # Spot nodes come and go: an actor starts again elsewhere, and what it had in hand is done again.
     remote = ray.remote(Scorer).options(max_restarts=-1, max_task_retries=-1, **worker.options)
     return [remote.remote(job, queries) for _ in range(num_scorers)]

@@ -33,13 +33,14 @@ def find_questions(source: str, folder: IndexFolder, output: str) -> tuple[pa.Ta
     Raises:
         ValueError: no questions there, text that the index's run cannot read, or a run that has gone on since.
     """
-    run = folder.run()
-    features = folder.collection.features(folder.spec()["features"])
+    run, spec = folder.run(), folder.spec()
+    weights = {name: spec[name] for name in ("weights", "weights_sha256")}
+    features = folder.collection.features(spec["features"])
     store = folder.collection.store.child(f"scores/{output}")
     if is_file(source):
         found = read_questions(source)
-        return found.rows, QueryPlan(run, features, text_encoder_name(features), store), found.num_empty
-    return _split_queries(source, features), QueryPlan(run, features, "", store), 0
+        return found.rows, QueryPlan(run, weights, features, text_encoder_name(features), store), found.num_empty
+    return _split_queries(source, features), QueryPlan(run, weights, features, "", store), 0
 
 
 def plan_job(settings: ScoreSettings, folder: IndexFolder, rows: pa.Table, queries: QueryPlan) -> tuple[Json, Json]:

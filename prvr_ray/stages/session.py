@@ -32,10 +32,7 @@ def connect(address: str | None = None) -> Iterator[None]:
         with _workers_own_errors():
             yield
         return
-    try:
-        _start(address or os.environ.get("RAY_ADDRESS"))
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"no Ray cluster at {address!r}: {' '.join(str(error).split())}") from error
+    _start(address or os.environ.get("RAY_ADDRESS"))
     try:
         with _workers_own_errors():
             yield
@@ -56,6 +53,13 @@ def _start(address: str | None) -> None:
     if address:
         _join(address)
         return
+    try:
+        _start_here()
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"Ray does not start on this machine: {' '.join(str(error).split())}") from error
+
+
+def _start_here() -> None:
     ray.init(
         address="local",
         include_dashboard=False,

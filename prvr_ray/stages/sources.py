@@ -5,6 +5,7 @@ import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from prvr_ray.corpus.records import parse_json
@@ -38,7 +39,7 @@ def list_sources(videos: str, extensions: list[str]) -> tuple[list[Source], int]
     Raises:
         ValueError: there is nothing, or the manifest cannot be read, has no `uri` or gives one video_id to two rows.
     """
-    if videos.rpartition(".")[2].lower() in _MANIFESTS:
+    if PurePath(videos).suffix[1:].lower() in _MANIFESTS:
         return _from_manifest(videos), 0
     objects = open_store(videos).list()
     if not objects:
@@ -118,7 +119,7 @@ def _manifest_rows(manifest: str) -> list[dict[str, Any]]:
 
 
 def _json_rows(text: str) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             row = parse_json(line, f"line {number}")
             if not isinstance(row, dict):

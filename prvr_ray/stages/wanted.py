@@ -82,7 +82,9 @@ def standing_videos(collection: Collection, current: pa.Table) -> pa.Table:
     Of two runs that find a file new, the row of the later one counts, and rows of features belong to it alone.
     """
     known = collection.videos()
-    added_at = known["added_at"].take(pc.index_in(current["video_id"], known["video_id"].combine_chunks()))
+    places = pc.index_in(current["video_id"], known["video_id"].combine_chunks())
+    is_same = pc.and_(*(pc.equal(known[name].take(places), current[name]) for name in ("size", "etag")))
+    added_at = pc.if_else(is_same, known["added_at"].take(places), None)
     column = current.schema.get_field_index("added_at")
     return current.set_column(column, current.schema.field(column), pc.coalesce(added_at, current["added_at"]))
 

@@ -90,6 +90,8 @@ def distinct(asked: list[Question], base: Config) -> tuple[dict[str, Point], dic
 
 def finding(question: Question, rows: Mapping[str, Row]) -> str:
     """What a question's rows show, in one sentence: on the test split, or without one on the validation split."""
+    if rows[question.reference].validation is None:
+        return f"{question.title} {question.reference} did not finish, so nothing can be compared with it."
     others = {name: row for name, row in rows.items() if name != question.reference}
     split = "test" if any(row.test_gain for row in others.values()) else "validation"
     gains = {name: row.test_gain if split == "test" else row.validation_gain for name, row in others.items()}

@@ -14,7 +14,6 @@ from prvr_ray.corpus.synthetic import Script, plan_world, queries_of, render
 from prvr_ray.retrieval.metrics import ranks
 from prvr_ray.runs import open_run
 from prvr_ray.schema import pack_times, pack_vectors
-from prvr_ray.stages.index_folder import best_weights
 from prvr_ray.stages.student_vectors import WindowEncoder, Windowing, encode_queries
 from prvr_ray.stages.training_data import TrainingData
 from prvr_ray.storage import put_json, table_to_bytes
@@ -116,7 +115,7 @@ def _put_index_and_evaluation(collection: Collection, run: str) -> None:
     index = collection.store.child(f"index/{run}")
     declare_spec(index, {
         "run": run, "features": "default", "branches": list(student.branches), "dim": CONFIG.student.hidden_dim,
-        "windowing": asdict(windowing), **best_weights(folder),
+        "windowing": asdict(windowing), **folder.best_weights(),
     })  # fmt: skip
     videos = list(features.read_videos(features.complete()))
     table = pa.concat_tables(WindowEncoder(student, windowing, 4096).encode(videos))

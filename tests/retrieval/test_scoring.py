@@ -45,6 +45,8 @@ def test_answer_does_not_depend_on_blocks_groups_tiles_or_query_blocks(mode, mon
     monkeypatch.setattr(products, "_TILE_PRODUCTS", {"cpu": 64})
     monkeypatch.setattr(products, "_ROUTINE_ROWS", 150)
     assert_identical(search(queries, as_blocks(world, [3, 50, 1]), 10, mode), whole)
+    monkeypatch.setattr(scoring, "_MAXIMA", {"cpu": 500})
+    assert_identical(search(queries, as_blocks(world, [3, 50, 1]), 10, mode), whole)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -184,6 +186,7 @@ NAN = np.full((2, 4), np.nan, np.float16)
         (lambda: search(QUERY, [block_of(GOOD)], 1, "quick"), "exact, fast"),
         (lambda: search(QUERY, [block_of(NAN)], 1), "video 'a' hold NaN"),
         (lambda: search(QUERY, [block_of(NAN)], 1, "fast"), "NaN"),
+        (lambda: search(QUERY, [block_of(np.full((2, 4), 1e20, np.float32))], 1), "video 'a' hold .* or are too long"),
         (lambda: search([(1.0, NAN.astype(np.float32))], [block_of(GOOD)], 1), "NaN"),
         (lambda: search([(np.nan, QUERY[0][1])], [block_of(GOOD)], 1), "weights"),
         (lambda: search(QUERY, [block_of(GOOD[:, :3])], 1), "features"),

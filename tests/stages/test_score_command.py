@@ -159,6 +159,15 @@ def test_a_run_that_has_gone_on_since_is_refused(world, capsys):
     assert "the best of run 'run' is checkpoints/best-00007.safetensors" in refusal(capsys)
 
 
+def test_a_worker_that_finds_another_student_under_the_same_name_refuses_it(world):
+    run = open_run(str(world[0]), "run")
+    made_with = run.best_weights()
+    run.load_student(made_with)
+    for other in ({"weights_sha256": "0" * 64}, {"weights": "checkpoints/best-00099.safetensors"}):
+        with pytest.raises(ValueError, match="another student now"):
+            run.load_student({**made_with, **other})
+
+
 @pytest.fixture
 def shard(world):
     """A shard's path; what a test does to it is undone."""

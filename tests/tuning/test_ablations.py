@@ -74,6 +74,12 @@ def test_a_finding_is_one_sentence_that_tells_gain_loss_and_neither() -> None:
     )
 
 
+def test_without_its_reference_a_question_has_no_answer() -> None:
+    question = Question("Does it help?", {name: {} for name in ("without", "a")})
+    rows = {"without": dataclasses.replace(row("without", None), validation=None), "a": row("a", None)}
+    assert finding(question, rows) == "Does it help? without did not finish, so nothing can be compared with it."
+
+
 def test_a_finding_is_of_the_test_split_where_there_is_one() -> None:
     question = Question("Does it help?", {name: {} for name in ("without", "a", "b", "c")})
     gain, none = Difference(3, 2.0, 1.0, 3.0), Difference(3, 2.0, -1.0, 5.0)
