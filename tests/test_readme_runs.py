@@ -31,6 +31,7 @@ BUCKET = "my-bucket"
 ELSEWHERE = {  # how a command begins -> what runs it
     "make test": ".ci/run",
     "make lint": ".ci/run",
+    "make setup": ".ci/run",
     ".ci/run": "who changes something",
     "source ": ".ci/run, which calls what it would put on the path",
     "pip install": "make setup",
