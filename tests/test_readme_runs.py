@@ -39,6 +39,7 @@ ELSEWHERE = {  # how a command begins -> what runs it
     "eval ": "tests/test_cli.py: completion",
     "prvr --help": "tests/test_cli.py: help",
     "prvr COMMAND --help": "tests/test_cli.py: help of every command",
+    "prvr import --help": "tests/test_cli.py: help of every command",
     "prvr submit": "tests/stages/test_jobs.py, on a head with its dashboard",
     "python benchmarks/": "who measures: benchmarks/README.md",
 }
