@@ -45,8 +45,7 @@ class Pairs:
 
 def num_maxima(rows: BranchRows) -> int:
     """How many maxima are kept for each query: of chunks and of windows."""
-    lengths_W = np.diff(rows.offsets)
-    return int((-(-lengths_W // CHUNK)).sum()) + len(lengths_W)
+    return int(_first_chunks(rows.offsets)[-1]) + len(rows.offsets) - 1
 
 
 class Memory:
@@ -77,13 +76,12 @@ class BranchProducts:
         self, rows: BranchRows, queries_QD: torch.Tensor, queries: Norms, memory: Memory, dtype: torch.dtype
     ) -> None:
         self.rows, self._queries_QD = rows, queries_QD
-        lengths_W = np.diff(rows.offsets)
-        self._first_chunk = np.concatenate([[0], np.cumsum(-(-lengths_W // CHUNK))])
+        self._first_chunk = _first_chunks(rows.offsets)
         self._chunks = torch.from_numpy(self._first_chunk).to(queries_QD.device)
         self._chunk_rows = torch.from_numpy(_chunk_edges(rows.offsets, self._first_chunk)).to(queries_QD.device)
         column_Q = queries_QD.new_empty(len(queries_QD))
         self._chunk_max_KQ = memory.matrix("chunks", int(self._first_chunk[-1]), column_Q.to(dtype))
-        self.window_max_WQ = memory.matrix("windows", len(lengths_W), column_Q)
+        self.window_max_WQ = memory.matrix("windows", len(rows.offsets) - 1, column_Q)
         self.frame_norms = self._multiply(queries_QD.to(dtype).T)
         largest_Q = self.window_max_WQ.abs().amax(0) if dtype == torch.bfloat16 else None
         self.slack_Q = slack(queries, self.frame_norms, queries_QD.shape[1], dtype, largest_Q)
@@ -282,6 +280,11 @@ def _chunk_maxima(products_WFQ: torch.Tensor, chunk_max_WKQ: torch.Tensor) -> No
         torch.amax(chunks_WKCQ, 2, out=chunk_max_WKQ[:, :whole])
     if whole < chunk_max_WKQ.shape[1]:
         torch.amax(products_WFQ[:, whole * CHUNK :], 1, keepdim=True, out=chunk_max_WKQ[:, whole:])
+
+
+def _first_chunks(offsets: np.ndarray) -> np.ndarray:
+    """The first chunk of each window, and the number of all chunks: (W + 1,)."""
+    return np.concatenate([[0], np.cumsum(-(-np.diff(offsets) // CHUNK))])
 
 
 def _chunk_edges(offsets: np.ndarray, first_chunk: np.ndarray) -> np.ndarray:
