@@ -10,14 +10,14 @@ without any rounding, and u = 2^-24. Then
     |s - a|        <= e / (1 - e) |s|                 stored in the type: e = 2^-8 for bfloat16, else 0
     |r - t|        <= g |q| |v|                       the routine's own additions
 
-and the sum of the right sides bounds |s - r|: it is `slack`, with the largest norms of the group's frames and the
-largest |s| of its windows. A product of two bfloat16 is exact in float32; the 8 spare roundings in g cover the weighted
-sum over branches, of r and of s.
+and the sum of the right sides bounds |s - r|. The share that grows with |s| is `relative_slack`, the rest, with the
+largest norms of some frames, is `slack`. A product of two bfloat16 is exact in float32; the 8 spare roundings in g
+cover the weighted sum over branches, of r and of s.
 
-The maximum of s over some frames and that of r differ by no more than slack, for x + e / (1 - e) |x| rises with x. So
-slack holds for branch maxima and, weighted by |w_b|, for the scores of windows. Hence a pair whose product lies more
-than slack below a score that the routine gave cannot reach that score. What the bound leaves open goes through the
-routine, in both modes.
+Let m = slack + relative_slack |s| for the largest s of some frames. The largest r lies within m of that s, for
+x + e / (1 - e) |x| rises with x. So m holds for branch maxima and, weighted by |w_b|, for the scores of windows: what
+lies more than m below a score that the routine gave cannot reach that score. What the bound leaves open goes through
+the routine, in both modes.
 
 Shape suffixes: Q queries, N rows of any kind, D features.
 """
@@ -25,6 +25,10 @@ Shape suffixes: Q queries, N rows of any kind, D features.
 from dataclasses import dataclass
 
 import torch
+
+# One percent covers the bound's own arithmetic, and the frames that may matter though their |s| exceeds that of their
+# window's maximum, where both are negative: by 2 m at the most, and e / (1 - e) of that is 0.8 % of m.
+_MARGIN = 1.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,25 +64,23 @@ def measure(rows_ND: torch.Tensor, rounded_ND: torch.Tensor) -> Norms:
     return Norms(norm_N, torch.linalg.vector_norm(rounded_ND.float().sub_(rows_ND), dim=1))
 
 
-def slack(
-    queries: Norms, frames: Norms, dim: int, dtype: torch.dtype, largest_Q: torch.Tensor | None = None
-) -> torch.Tensor:
-    """The bound on |s - r| of the module's docstring, (Q,).
+def slack(queries: Norms, frames: Norms, dim: int) -> torch.Tensor:
+    """The part of the bound on |s - r| that does not depend on s, (Q,).
 
     Args:
         queries: of Q queries.
         frames: the largest of all frames.
         dim: D.
-        dtype: of the products.
-        largest_Q: the largest |s| of a window's maximum; None: what the norms allow.
     """
     unit = (dim + 8) * 2.0**-24
     g = unit / (1 - unit)
+    largest_frame = frames.norm + frames.rounding
+    operands_Q = queries.rounding * largest_frame + queries.norm * frames.rounding
+    sums_Q = g * ((queries.norm + queries.rounding) * largest_frame + queries.norm * frames.norm)
+    return _MARGIN * (operands_Q + sums_Q) + 1e-30  # underflow
+
+
+def relative_slack(dtype: torch.dtype) -> float:
+    """The part of the bound on |s - r| for each unit of |s|."""
     e = 2.0**-8 if dtype == torch.bfloat16 else 0.0
-    rounded_Q = (queries.norm + queries.rounding) * (frames.norm + frames.rounding)
-    operands_Q = queries.rounding * (frames.norm + frames.rounding) + queries.norm * frames.rounding
-    largest_Q = (1 + g) * rounded_Q if largest_Q is None else largest_Q
-    bound_Q = operands_Q + g * rounded_Q + e / (1 - e) * largest_Q + g * queries.norm * frames.norm
-    # One percent covers the bound's own arithmetic, and the chunks that may matter though their |s| exceeds that of
-    # every window's maximum: by two slacks at the most, and e / (1 - e) of two is 0.8 % of one. 1e-30: underflow.
-    return 1.01 * bound_Q + 1e-30
+    return _MARGIN * e / (1 - e)

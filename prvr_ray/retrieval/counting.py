@@ -163,7 +163,7 @@ def _decided(products: FusedProducts, levels_QM: torch.Tensor) -> torch.Tensor:
     scores_WQ = products.scores_WQ
     is_open_WQ = torch.zeros_like(scores_WQ, dtype=torch.bool)
     for level_Q in levels_QM.unbind(1):
-        is_open_WQ |= (scores_WQ - level_Q).abs() <= products.slack_Q
+        is_open_WQ |= (scores_WQ - level_Q).abs() <= products.slack_WQ
     pairs = products.score(is_open_WQ)
     scores_WQ[pairs.window_P, pairs.query_P] = pairs.score_P
     return scores_WQ

@@ -17,14 +17,15 @@ window, C rows of a chunk, P pairs of a query and a window, E pairs of a query a
 import contextlib
 import itertools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from prvr_ray.retrieval.blocks import BranchRows, WindowGroup, spans
-from prvr_ray.retrieval.bounds import Norms, measure, slack
+from prvr_ray.retrieval.bounds import Norms, measure, relative_slack, slack
 
 CHUNK = 8  # rows under one kept maximum: what the routine visits again for a selected pair
 TYPES = {"exact": torch.float32, "fast": torch.bfloat16}
@@ -69,7 +70,7 @@ class BranchProducts:
     Attributes:
         window_max_WQ: float32.
         frame_norms: the largest of the group's frames; not finite where a frame is not.
-        slack_Q: the bound for every maximum that is kept.
+        slack_WQ: the bound for each of them; one row may stand for all windows.
     """
 
     def __init__(
@@ -83,21 +84,27 @@ class BranchProducts:
         self._chunk_max_KQ = memory.matrix("chunks", int(self._first_chunk[-1]), column_Q.to(dtype))
         self.window_max_WQ = memory.matrix("windows", len(rows.offsets) - 1, column_Q)
         self.frame_norms = self._multiply(queries_QD.to(dtype).T)
-        largest_Q = self.window_max_WQ.abs().amax(0) if dtype == torch.bfloat16 else None
-        self.slack_Q = slack(queries, self.frame_norms, queries_QD.shape[1], dtype, largest_Q)
+        self.slack_WQ = slack(queries, self.frame_norms, queries_QD.shape[1])[None]
+        if relative := relative_slack(dtype):
+            self.slack_WQ = torch.add(self.slack_WQ, self.window_max_WQ.abs(), alpha=relative)
 
     def _multiply(self, queries_DQ: torch.Tensor) -> Norms:
         """Fill the maxima, tile by tile; the largest norms of all frames."""
         offsets, num_queries = self.rows.offsets, queries_DQ.shape[1]
         tile_rows = min(_TILE_PRODUCTS[queries_DQ.device.type] // max(1, num_queries), _MAX_TILE_ROWS)
         tiles = list(spans(offsets, tile_rows))
-        buffer = queries_DQ.new_empty((max(int(offsets[stop] - offsets[start]) for start, stop in tiles), num_queries))
-        largest = []
-        for start, stop in tiles:
-            rows_RD = self.rows.read(start, stop)
-            rounded_RD = rows_RD.to(queries_DQ.dtype)
-            largest.append(measure(rows_RD, rounded_RD).largest())
-            self._keep_maxima(torch.mm(rounded_RD, queries_DQ, out=buffer[: len(rows_RD)]), start, stop)
+        most = max(int(offsets[stop] - offsets[start]) for start, stop in tiles)
+        waiting, largest = iter(tiles), list[Norms]()
+
+        def multiply_some() -> None:
+            buffer = queries_DQ.new_empty((most, num_queries))
+            for start, stop in waiting:
+                rows_RD = self.rows.read(start, stop)
+                rounded_RD = rows_RD.to(queries_DQ.dtype)
+                largest.append(measure(rows_RD, rounded_RD).largest())
+                self._keep_maxima(torch.mm(rounded_RD, queries_DQ, out=buffer[: len(rows_RD)]), start, stop)
+
+        _on_threads(multiply_some, len(tiles) if queries_DQ.device.type == "cpu" else 1)
         return Norms(torch.stack([n.norm for n in largest]), torch.stack([n.rounding for n in largest])).largest()
 
     def _keep_maxima(self, products_RQ: torch.Tensor, start: int, stop: int) -> None:
@@ -120,7 +127,8 @@ class BranchProducts:
         top_P1 = max_PK.argmax(1, keepdim=True)
         best_P = self._score_chunks(query_P, chunk_PK.gather(1, top_P1).squeeze(1), *span)
         max_PK.scatter_(1, top_P1, -torch.inf)
-        pair_E, place_E = (max_PK >= (best_P - self.slack_Q[query_P])[:, None]).nonzero(as_tuple=True)
+        level_P = best_P - self.slack_WQ.expand_as(self.window_max_WQ)[window_P, query_P]
+        pair_E, place_E = (max_PK >= level_P[:, None]).nonzero(as_tuple=True)
         score_E = self._score_chunks(query_P[pair_E], chunk_PK[pair_E, place_E], *span)
         return best_P.scatter_reduce_(0, pair_E, score_E, "amax")
 
@@ -197,7 +205,7 @@ class FusedProducts:
     def __init__(self, products: Products, weights: Sequence[float]):
         self._products, self._weights = products, weights
         self.scores_WQ = fuse(weights, [branch.window_max_WQ for branch in products.branches])
-        self.slack_Q = sum(abs(w) * branch.slack_Q for w, branch in zip(weights, products.branches, strict=True))
+        self.slack_WQ = fuse([abs(weight) for weight in weights], [branch.slack_WQ for branch in products.branches])
 
     def score(self, wanted_WQ: torch.Tensor) -> Pairs:
         """Score the wanted pairs, (W, Q) bool, with the routine."""
@@ -297,6 +305,23 @@ def _equal_runs(lengths_W: np.ndarray) -> Iterator[tuple[int, int]]:
     """Cut windows into ranges [low, high) of one length."""
     borders = (np.flatnonzero(np.diff(lengths_W)) + 1).tolist()
     yield from itertools.pairwise([0, *borders, len(lengths_W)])
+
+
+def _on_threads(work: Callable[[], None], most: int) -> None:
+    """Run the same work on as many threads as torch may use, `most` at most, with one thread of torch's for each.
+
+    A tile stays in the cache of the core that made it, and no small step waits for all threads.
+    """
+    num_threads = torch.get_num_threads()
+    if min(num_threads, most) == 1:
+        work()
+        return
+    try:
+        with ThreadPoolExecutor(initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for done in [pool.submit(work) for _ in range(min(num_threads, most))]:
+                done.result()
+    finally:
+        torch.set_num_threads(num_threads)  # what the threads set holds for the process
 
 
 @contextlib.contextmanager

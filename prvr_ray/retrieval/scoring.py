@@ -109,7 +109,7 @@ class Search:
         scores_WQ, k = products.scores_WQ, best.scores_QK.shape[1]
         likely_WQ = scores_WQ >= best.scores_QK[:, -1].maximum(_kth_video(scores_WQ, group, k))
         best = self._with_scored(products, likely_WQ, group, best)
-        open_WQ = scores_WQ >= best.scores_QK[:, -1] - products.slack_Q
+        open_WQ = scores_WQ >= best.scores_QK[:, -1] - products.slack_WQ
         return self._with_scored(products, open_WQ & ~likely_WQ, group, best)
 
     def _with_scored(
