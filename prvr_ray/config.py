@@ -181,7 +181,9 @@ class ScoreSettings(Settings):
         0.5, description="a moment's frames score above this, from the window's median (0) to its peak (1)"
     )
     query_block: Count = Field(65_536, description="queries that are resident at once; shards are read once for each")
-    unit_bytes: Count = Field(256 * 2**20, description="bytes of shards in one unit of work, about; a scorer holds two")
+    unit_bytes: Count = Field(
+        512 * 2**20, description="bytes of shards in one unit of work, about; a scorer holds two shards"
+    )
     num_scorers: int = Field(0, ge=0, description="scoring workers; 0: as many as the cluster has room for now")
     scorer_cpus: Positive = Field(1.0, description="CPUs of one scoring worker")
     scorer_gpus: float = Field(0.0, ge=0, description="GPUs of one scoring worker; 0: it runs on the CPU")

@@ -32,6 +32,7 @@ TYPES = {"exact": torch.float32, "fast": torch.bfloat16}
 _TILE_PRODUCTS = {"cpu": 1 << 20, "cuda": 1 << 28}  # a tile of products stays in the cache, or fills the device
 _MAX_TILE_ROWS = 1 << 14
 _ROUTINE_ROWS = 1 << 15  # rows of all branches that the routine may read at a time: 50 MB at 384 features
+_CURVE_ROWS = 1 << 13  # rows that `window_dots` reads at a time: memory that small is reused, not mapped anew
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,7 +247,7 @@ def window_dots(
     lengths_P = offsets[window_P + 1] - offsets[window_P]
     place_F = torch.arange(int(lengths_P.max()) if len(query_P) else 1, device=query_P.device)
     dots_PF = queries_QD.new_full((len(query_P), len(place_F)), -torch.inf)
-    for start, stop in spans(rows.offsets, _ROUTINE_ROWS):
+    for start, stop in spans(rows.offsets, _CURVE_ROWS):
         mine_P = ((window_P >= start) & (window_P < stop)).nonzero().flatten()
         if len(mine_P):
             mine_P = mine_P[query_P[mine_P].argsort(stable=True)]
