@@ -50,7 +50,7 @@ MODEL = {
     "vision_cfg": {"image_size": 224, "patch_size": 32, "layers": 8, "width": 384, "head_width": 64},
     "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1},
 }
-NUM_VIDEOS, SECONDS, NUM_SMALL = 48, 60, 10_000
+NUM_VIDEOS, SECONDS, NUM_SMALL = 96, 60, 10_000
 WAITING = {"slower": 2 / 3, "faster": 3 / 2}  # encoders that only wait, by their speed over that of decoding alone
 NUM_CPUS = os.cpu_count() or 1
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's workers stand back otherwise; decoding alone does not
@@ -173,7 +173,8 @@ def _count_decoded(work: pa.Table) -> int:
 
 def decode_alone(plan: DecodePlan, work: pa.Table) -> float:
     """Seconds that decoding takes with one decoder for each core."""
-    tasks = [work.slice(start, 8) for start in range(0, len(work), 8)]
+    size = max(1, min(64, len(work) // (32 * NUM_CPUS)))  # as in the pipeline
+    tasks = [work.slice(start, size) for start in range(0, len(work), size)]
     workers = ProcessPoolExecutor(NUM_CPUS, get_context("spawn"), _start_decoding, (plan,))
     with workers:
         list(workers.map(_count_decoded, [work.slice(0, 1)] * 4 * NUM_CPUS))  # starts every child

@@ -1,31 +1,56 @@
-"""The last worker of ingest: rows in, one shard put. It imports little, for any worker process may have to do it."""
+"""The last worker of ingest and of index: rows in, one shard put."""
 
 import hashlib
 
 import pyarrow as pa
+from ray.data import ActorPoolStrategy, Dataset
 
 from prvr_ray.collection import ShardFolder
+
+PUT_CPUS = 0.1
+_PUTS_AT_ONCE = 4  # each in a process of its own, which costs some 200 MB
 
 _IDENTITY = ("video_id", "etag", "segment", "window", "error_class", "query_id", "text_hash")
 _COUNTED = ("video_id", "is_last", "num_frames", "error_class", "query_id")
 
 
-def put_shard(rows: pa.Table, folder: ShardFolder, run: str) -> pa.Table:
-    """Put rows as one shard, the commit, and give back its small columns for `check_put`.
+def put_shards(rows: Dataset, folder: ShardFolder, run: str, rows_per_shard: int) -> Dataset:
+    """Put rows as shards; what comes is for `check_put`.
 
-    Args:
-        run: of this run alone. With the rows' identity it names the shard, so that a repeated task puts it again under
-            the same name.
+    Actors do it: a process for tasks that come now and then ends in between, and its next start takes over a second of
+    a core that decoders want.
     """
-    identity = rows.select([name for name in _IDENTITY if name in rows.schema.names])
-    digest = hashlib.sha256(repr(identity.to_pylist()).encode()).hexdigest()[:16]
-    problem = None
-    try:
-        folder.append(rows, f"{run}-{digest}.parquet")
-    except OSError as error:  # given back as a value: raised, Ray would make a page of it
-        problem = str(error)
-    counted = rows.select([name for name in _COUNTED if name in rows.schema.names])
-    return counted.append_column("problem", pa.repeat(pa.scalar(problem, pa.string()), len(rows)))
+    return rows.map_batches(
+        PutShard,
+        fn_constructor_args=(folder, run),
+        batch_size=rows_per_shard,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(min_size=1, max_size=_PUTS_AT_ONCE),
+        num_cpus=PUT_CPUS,
+    )
+
+
+class PutShard:
+    """Puts rows as one shard, the commit, and gives back its small columns for `check_put`."""
+
+    def __init__(self, folder: ShardFolder, run: str):
+        """
+        Args:
+            run: of this run alone. With the rows' identity it names the shard, so that a repeated task puts it again
+                under the same name.
+        """
+        self._folder, self._run = folder, run
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        identity = rows.select([name for name in _IDENTITY if name in rows.schema.names])
+        digest = hashlib.sha256(repr(identity.to_pylist()).encode()).hexdigest()[:16]
+        problem = None
+        try:
+            self._folder.append(rows, f"{self._run}-{digest}.parquet")
+        except OSError as error:  # given back as a value: raised, Ray would make a page of it
+            problem = str(error)
+        counted = rows.select([name for name in _COUNTED if name in rows.schema.names])
+        return counted.append_column("problem", pa.repeat(pa.scalar(problem, pa.string()), len(rows)))
 
 
 def check_put(acknowledged: pa.Table) -> None:

@@ -6,7 +6,6 @@ Videos that stand in the index with the same source are left alone: adding video
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +17,7 @@ from ray.data import ActorPoolStrategy
 from prvr_ray.collection import FeatureSet, declare_spec, existing_collection
 from prvr_ray.config import IndexSettings
 from prvr_ray.runs import RunFolder, open_run
-from prvr_ray.stages.committing import check_put, put_shard
+from prvr_ray.stages.committing import check_put, put_shards
 from prvr_ray.stages.index_folder import WRITTEN, IndexFolder
 from prvr_ray.stages.progress import Steps
 from prvr_ray.stages.resources import Worker, pool_size, require
@@ -27,7 +26,6 @@ from prvr_ray.stages.student_vectors import WindowEncoder, Windowing
 from prvr_ray.storage import put_json, read_table
 
 _VIDEOS_PER_TASK = 256
-_PUT_CPUS = 0.1
 
 
 def index(
@@ -139,12 +137,7 @@ def _encode(
         compute=ActorPoolStrategy(size=pool_size(1, settings.num_indexers, len(tasks))),
         **worker.options,
     )
-    put = windows.map_batches(
-        partial(put_shard, folder=target.shards, run=name),
-        batch_size=max(1, settings.shard_bytes // row_bytes),
-        batch_format="pyarrow",
-        num_cpus=_PUT_CPUS,
-    )
+    put = put_shards(windows, target.shards, name, max(1, settings.shard_bytes // row_bytes))
     num_videos = pc.count_distinct(work["video_id"]).as_py()
     counts = _follow(put, num_videos)
     _record(target, name)

@@ -6,13 +6,12 @@ What the workers do stands in `decoding`, `encoding` and `committing`; here they
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
+from ray.data import ActorPoolStrategy, Dataset
 from ray.util import metrics
 
 from prvr_ray.collection import ShardFolder
@@ -21,11 +20,11 @@ from prvr_ray.corpus.container import Limits
 from prvr_ray.corpus.frames import FrameSpec
 from prvr_ray.corpus.packets import Sampling
 from prvr_ray.encoders import EncoderSpec
-from prvr_ray.stages.committing import check_put, put_shard
+from prvr_ray.stages.committing import PUT_CPUS, check_put, put_shards
 from prvr_ray.stages.decoding import DecodePlan, DecodeVideos
 from prvr_ray.stages.encoding import EncodePacks, EncodePlan, EncodeQueries
 from prvr_ray.stages.progress import Steps
-from prvr_ray.stages.resources import Worker, pool_size, require
+from prvr_ray.stages.resources import Worker, has_autoscaler, pool_size, require
 
 _VIDEOS_PER_TASK = 64
 _BYTES_PER_TASK = 256 * 2**20
@@ -33,8 +32,6 @@ _GPU_BATCHES_PER_PACK = 4  # the last batch of a pack is not full, which costs a
 _BLOCK_BYTES = 2**20  # less than a pack, so that each pack travels on at once
 _QUERIES_PER_TASK = 256
 _QUERIES_PER_SHARD = 4096
-_PUT_CPUS = 0.1
-_PUTS_AT_ONCE = 4  # each in a process of its own, which costs some 200 MB
 _START_DEATHS = 3  # workers that may die one after the other while they load: a spot node goes whenever it likes
 _WAIT_FOR_NODES_S = 6 * 3600.0  # Ray's own limit, half an hour without progress, is short where GPUs are scarce
 
@@ -46,7 +43,7 @@ class Pipeline:
     decode: DecodePlan
     encode: EncodePlan
     decoder: Worker
-    num_decoders: int
+    num_decoders: tuple[int, int]  # at the start, at most
     encoder: Worker
     num_encoders: tuple[int, int]  # at least, at most
     rows_per_shard: int
@@ -57,13 +54,16 @@ class Pipeline:
             return 0
         require(self.decoder)
         require(self.encoder)
-        tasks = _tasks(work, self.num_decoders)
+        first, most = self.num_decoders
+        tasks = _tasks(work, most)
         packs = _dataset(tasks).map_batches(
             DecodeVideos,
             fn_constructor_args=(self.decode,),
             batch_size=None,
             batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=pool_size(1, self.num_decoders, len(tasks))),
+            compute=ActorPoolStrategy(
+                min_size=pool_size(1, first, len(tasks)), max_size=pool_size(1, most, len(tasks))
+            ),
             **self.decoder.options,
         )
         rows = packs.map_batches(
@@ -75,7 +75,7 @@ class Pipeline:
             runtime_env=self._encoder_environment(),
             **self.encoder.options,
         )
-        return _follow(_put(rows, folder, run, self.rows_per_shard), len(work))
+        return _follow(put_shards(rows, folder, run, self.rows_per_shard), len(work))
 
     def ingest_queries(self, queries: pa.Table, folder: ShardFolder, run: str) -> None:
         """Encode captions: query_id and text."""
@@ -90,7 +90,7 @@ class Pipeline:
             runtime_env=self._encoder_environment(),
             **self.encoder.options,
         )
-        batches: Iterable[Any] = _put(rows, folder, run, _QUERIES_PER_SHARD).iter_batches(batch_format="pyarrow")
+        batches: Iterable[Any] = put_shards(rows, folder, run, _QUERIES_PER_SHARD).iter_batches(batch_format="pyarrow")
         with Steps("queries", len(queries), "queries") as steps:
             for batch in batches:
                 check_put(batch)
@@ -126,11 +126,16 @@ def plan_pipeline(settings: IngestSettings, encoders: list[EncoderSpec]) -> Pipe
         num_threads=max(1, num_cpus // settings.max_encoders),
     )
     row_bytes = settings.segment_frames * sum(2 * encoder.embed_dim for encoder in encoders)
+    decoder = Worker("decoder", settings.decoder_cpus or _default_share(settings), labels=settings.decoder_labels)
+    num_decoders = settings.num_decoders or max(1, num_cpus)
     return Pipeline(
         decode,
         encode,
-        Worker("decoder", settings.decoder_cpus or _default_share(settings), labels=settings.decoder_labels),
-        settings.num_decoders or max(1, num_cpus),
+        decoder,
+        (
+            num_decoders if has_autoscaler() else min(num_decoders, _room_beside_encoders(settings, decoder)),
+            num_decoders,
+        ),
         Worker("encoder", settings.encoder_cpus, settings.encoder_gpus, labels=settings.encoder_labels),
         (settings.min_encoders, max(settings.min_encoders, settings.max_encoders)),
         max(1, settings.shard_bytes // row_bytes),
@@ -142,9 +147,20 @@ def _default_share(settings: IngestSettings) -> float:
     return 1.0 if settings.encoder_gpus else 0.5
 
 
+def _room_beside_encoders(settings: IngestSettings, decoder: Worker) -> int:
+    """Decoders that may start before the other workers come: on a cluster that cannot grow they must not take it all.
+
+    Several nodes get one at first, for what is free of all of them together may fit no encoder on any.
+    """
+    if sum(node["Alive"] for node in ray.nodes()) > 1:
+        return 1
+    free = ray.cluster_resources().get("CPU", 0.0) - settings.max_encoders * settings.encoder_cpus - PUT_CPUS
+    return max(1, int(free / decoder.cpus + 1e-9))
+
+
 def _tasks(work: pa.Table, num_decoders: int) -> list[pa.Table]:
     """Cut the work into tasks: small enough that every decoder gets several, and that one lost costs little."""
-    most = max(1, min(_VIDEOS_PER_TASK, len(work) // (4 * num_decoders)))
+    most = max(1, min(_VIDEOS_PER_TASK, len(work) // (32 * num_decoders)))
     tasks, begin, num_bytes = [], 0, 0
     for index, size in enumerate(work["size"].to_pylist()):
         if index - begin == most or (num_bytes + size > _BYTES_PER_TASK and index > begin):
@@ -161,16 +177,6 @@ def _dataset(tasks: list[pa.Table]) -> Dataset:
     dataset.context.execution_no_progress_timeout_s = _WAIT_FOR_NODES_S
     dataset.context.max_consecutive_actor_init_deaths = _START_DEATHS
     return dataset
-
-
-def _put(rows: Dataset, folder: ShardFolder, run: str, rows_per_shard: int) -> Dataset:
-    return rows.map_batches(
-        partial(put_shard, folder=folder, run=run),
-        batch_size=rows_per_shard,
-        batch_format="pyarrow",
-        compute=TaskPoolStrategy(size=_PUTS_AT_ONCE),
-        num_cpus=_PUT_CPUS,
-    )
 
 
 def _follow(put: Dataset, num_videos: int) -> int:

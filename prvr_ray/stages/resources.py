@@ -104,7 +104,7 @@ def _room(resources: Any, worker: Worker) -> int:
 
 def _can_autoscaler_give(worker: Worker, count: int) -> bool:
     """Wish for a placement group and read what the autoscaler says to it."""
-    if not _has_autoscaler():
+    if not has_autoscaler():
         return False
     wish = placement_group([worker.bundle] * count, bundle_label_selector=[worker.labels] * count)
     try:
@@ -144,7 +144,8 @@ def _gcs(address: str) -> Any:
     return GcsClient(address)
 
 
-def _has_autoscaler() -> bool:
+def has_autoscaler() -> bool:
+    """Whether nodes may come."""
     return is_autoscaler_v2(fetch_from_server=True)
 
 
@@ -152,7 +153,7 @@ def _refusal(worker: Worker, count: int, nodes: list[Any]) -> str:
     wanted = ", ".join(f"{name} {amount:g}" for name, amount in worker.bundle.items())
     return (
         f"the cluster cannot give {count} {worker.name}(s) of {wanted} each: {_lack(worker, nodes)}, and "
-        f"{'no node type of its autoscaler does' if _has_autoscaler() else 'it has no autoscaler'}; "
+        f"{'no node type of its autoscaler does' if has_autoscaler() else 'it has no autoscaler'}; "
         f"change the {worker.name}_ settings or add such nodes"
     )
 

@@ -37,7 +37,7 @@ from prvr_ray.corpus.container import Limits
 from prvr_ray.corpus.frames import FrameSpec
 from prvr_ray.corpus.packets import Sampling
 from prvr_ray.stages import ingest as stage
-from prvr_ray.stages.committing import check_put, put_shard
+from prvr_ray.stages.committing import PutShard, check_put
 from prvr_ray.stages.decoding import DecodePlan, DecodeVideos
 from prvr_ray.stages.encoding import EncodePacks, EncodePlan
 from prvr_ray.stages.sources import list_sources
@@ -182,7 +182,7 @@ def ingest_here(source: str, root: str, encoder: str) -> None:
     encoding = EncodePacks(EncodePlan((encoder,), (0,), 4, 1))
     for packs in decoding(work):
         for rows in encoding(packs):
-            check_put(put_shard(rows, collection.features().video_shards, "shard-1"))
+            check_put(PutShard(collection.features().video_shards, "shard-1")(rows))
 
 
 def upload(folder: Path, uri: str) -> None:

@@ -86,6 +86,17 @@ def test_ingest_survives_the_death_of_a_decoding_and_of_an_encoding_node(nodes, 
     assert {places[place.node_id] for place in nodes.actors() if place.name == ENCODERS} == {"gpu"}
 
 
+def test_ingest_leaves_room_for_the_encoder_on_one_gpu_machine(nodes, tmp_path):
+    nodes.add(2, num_gpus=1)
+    root, videos = tmp_path / "root", render_videos(tmp_path / "videos", 8)
+    command = [
+        "ingest", "--videos", str(videos), "--root", str(root), "--address", nodes.address,
+        "--encoder", random_encoder(tmp_path / "encoder"), "--ingest.encoder_gpus", "1",
+    ]  # fmt: skip
+    with running(tmp_path, *command) as ingest:
+        assert ingest.result(timeout_s=90)["videos"]["ingested"] == 8
+
+
 @pytest.mark.slow
 def test_train_ends_as_without_the_death_of_a_worker_s_node(nodes, root, tmp_path):
     [nodes.add() for _ in range(2)]

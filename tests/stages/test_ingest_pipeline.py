@@ -59,7 +59,7 @@ def test_what_is_committed_is_counted_for_a_dashboard(monkeypatch):
     }
 
 
-@pytest.mark.parametrize(("count", "num_decoders", "most"), [(1, 2, 1), (7, 2, 1), (1000, 2, 64), (100, 4, 6)])
+@pytest.mark.parametrize(("count", "num_decoders", "most"), [(1, 2, 1), (7, 2, 1), (10_000, 2, 64), (800, 4, 6)])
 def test_every_decoder_gets_several_tasks_and_each_video_is_in_one(count, num_decoders, most):
     work = pa.Table.from_pylist([{"video_id": f"v{n}", "size": 10} for n in range(count)], WORK)
     tasks = ingest_pipeline._tasks(work, num_decoders)
