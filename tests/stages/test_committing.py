@@ -9,7 +9,7 @@ import pytest
 
 from prvr_ray import schema
 from prvr_ray.collection import ShardFolder
-from prvr_ray.stages.committing import check_put, put_shard
+from prvr_ray.stages.committing import PutShard, check_put
 from prvr_ray.storage import LocalStore
 
 ROWS = pa.Table.from_pylist([make.segment("a"), make.segment("b")], schema.FEATURE_VIDEOS)
@@ -22,16 +22,16 @@ class FullDisk(LocalStore):
 
 def test_what_is_put_is_acknowledged_row_by_row_and_again_under_the_same_name(tmp_path):
     folder = ShardFolder(LocalStore(str(tmp_path)), schema.FEATURE_VIDEOS)
-    acknowledged = put_shard(ROWS, folder, "run")
+    acknowledged = PutShard(folder, "run")(ROWS)
     check_put(acknowledged)
     assert acknowledged["video_id"].to_pylist() == ["a", "b"]
-    put_shard(ROWS, folder, "run")
+    PutShard(folder, "run")(ROWS)
     assert len(folder.live()) == 1
     assert folder.scan(["video_id"])["video_id"].to_pylist() == ["a", "b"]
 
 
 def test_a_full_disk_is_raised_by_the_driver_in_one_line_that_names_the_shard(tmp_path):
-    acknowledged = put_shard(ROWS, ShardFolder(FullDisk(str(tmp_path)), schema.FEATURE_VIDEOS), "run")
+    acknowledged = PutShard(ShardFolder(FullDisk(str(tmp_path)), schema.FEATURE_VIDEOS), "run")(ROWS)
     assert acknowledged["video_id"].to_pylist() == ["a", "b"]
     with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/run-\w+\.parquet'$"):
         check_put(acknowledged)
