@@ -128,16 +128,15 @@ def plan_pipeline(settings: IngestSettings, encoders: list[EncoderSpec]) -> Pipe
     row_bytes = settings.segment_frames * sum(2 * encoder.embed_dim for encoder in encoders)
     decoder = Worker("decoder", settings.decoder_cpus or _default_share(settings), labels=settings.decoder_labels)
     num_decoders = settings.num_decoders or max(1, num_cpus)
+    most_encoders = max(settings.min_encoders, settings.max_encoders)
+    first = _decoders_at_first(num_decoders, decoder.cpus, PUT_CPUS + most_encoders * settings.encoder_cpus)
     return Pipeline(
         decode,
         encode,
         decoder,
-        (
-            num_decoders if has_autoscaler() else min(num_decoders, _room_beside_encoders(settings, decoder)),
-            num_decoders,
-        ),
+        (first, num_decoders),
         Worker("encoder", settings.encoder_cpus, settings.encoder_gpus, labels=settings.encoder_labels),
-        (settings.min_encoders, max(settings.min_encoders, settings.max_encoders)),
+        (settings.min_encoders, most_encoders),
         max(1, settings.shard_bytes // row_bytes),
     )
 
@@ -147,15 +146,17 @@ def _default_share(settings: IngestSettings) -> float:
     return 1.0 if settings.encoder_gpus else 0.5
 
 
-def _room_beside_encoders(settings: IngestSettings, decoder: Worker) -> int:
-    """Decoders that may start before the other workers come: on a cluster that cannot grow they must not take it all.
+def _decoders_at_first(wanted: int, cpus: float, other_cpus: float) -> int:
+    """Decoders that start before the other workers: on a cluster that cannot grow they must not take all its CPUs.
 
-    Several nodes get one at first, for what is free of all of them together may fit no encoder on any.
+    Several nodes get one, for what is free of all of them together may fit no encoder on any.
     """
+    if has_autoscaler():
+        return wanted
     if sum(node["Alive"] for node in ray.nodes()) > 1:
         return 1
-    free = ray.cluster_resources().get("CPU", 0.0) - settings.max_encoders * settings.encoder_cpus - PUT_CPUS
-    return max(1, int(free / decoder.cpus + 1e-9))
+    free_cpus = ray.cluster_resources().get("CPU", 0.0) - other_cpus
+    return max(1, min(wanted, int(free_cpus / cpus + 1e-9)))
 
 
 def _tasks(work: pa.Table, num_decoders: int) -> list[pa.Table]:
