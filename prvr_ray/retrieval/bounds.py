@@ -12,12 +12,12 @@ without any rounding, and u = 2^-24. Then
 
 and the sum of the right sides bounds |s - r|. The share that grows with |s| is `relative_slack`, the rest, with the
 largest norms of some frames, is `slack`. A product of two bfloat16 is exact in float32; the 8 spare roundings in g
-cover the weighted sum over branches, of r and of s.
+cover the weighted sum over branches, of r and of s, and adding the bound to s.
 
 Let m = slack + relative_slack |s| for the largest s of some frames. The largest r lies within m of that s, for
-x + e / (1 - e) |x| rises with x. So m holds for branch maxima and, weighted by |w_b|, for the scores of windows: what
-lies more than m below a score that the routine gave cannot reach that score. What the bound leaves open goes through
-the routine, in both modes.
+x + e / (1 - e) |x| rises with x. So m holds for branch maxima and, weighted by |w_b|, for the scores of windows: a
+window promises s - m and cannot exceed s + m, and its largest r lies where s is at most 2 m below the largest. What the
+bound leaves open goes through the routine, in both modes.
 
 Shape suffixes: Q queries, N rows of any kind, D features.
 """

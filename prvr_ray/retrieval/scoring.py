@@ -103,20 +103,13 @@ class Search:
     def _merged(self, products: FusedProducts, group: WindowGroup, best: Answers) -> Answers:
         """The best so far with one group's windows among them.
 
-        The windows that the products put first are scored at once. The k-th best score is then a known one, and what
-        lies more than the slack below it cannot reach it.
+        At least k videos score what their products promise less the slack; windows that cannot reach the k-th of these
+        promises, or the k-th best score so far, are closed.
         """
-        scores_WQ, k = products.scores_WQ, best.scores_QK.shape[1]
-        likely_WQ = scores_WQ >= best.scores_QK[:, -1].maximum(_kth_video(scores_WQ, group, k))
-        best = self._with_scored(products, likely_WQ, group, best)
-        open_WQ = scores_WQ >= best.scores_QK[:, -1] - products.slack_WQ
-        return self._with_scored(products, open_WQ & ~likely_WQ, group, best)
-
-    def _with_scored(
-        self, products: FusedProducts, wanted_WQ: torch.Tensor, group: WindowGroup, best: Answers
-    ) -> Answers:
         num_queries, k, num_extras = best.extras_QKE.shape
-        answers = _by_query(products.score(wanted_WQ), group, num_queries, num_extras)
+        promised_Q = _kth_video(products.scores_WQ - products.slack_WQ, group, k)
+        open_WQ = products.scores_WQ + products.slack_WQ >= best.scores_QK[:, -1].maximum(promised_Q)
+        answers = _by_query(products.score(open_WQ), group, num_queries, num_extras)
         repeats = group.repeats_within or group.repeats_earlier
         return merge_top_k(side_by_side([best, answers]), k, self.names, repeats)
 

@@ -97,15 +97,18 @@ def test_fast_equals_exact_on_adversarial_near_ties(level):
     assert_identical(fast, exact)
 
 
+@pytest.mark.parametrize("has_fpmath_mode", [False, True])
 @pytest.mark.parametrize("dim", [1, 3, 64, 385])
-def test_products_stay_within_the_stated_slack(dim):
+def test_products_stay_within_the_stated_slack(dim, has_fpmath_mode, monkeypatch):
+    if has_fpmath_mode:  # the environment sets oneDNN's precision: float32 goes elsewhere
+        monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
     rng = np.random.default_rng(dim)
     for dtype in (torch.float32, torch.bfloat16):
         queries = torch.from_numpy(unit_rows(rng, (50, dim)) * rng.uniform(0.1, 3, (50, 1)).astype(np.float32))
         frames = torch.from_numpy(unit_rows(rng, (200, dim), np.float16))
         norms = [bounds.measure(rows.float(), rows.float().to(dtype)) for rows in (queries, frames)]
         slack_Q = bounds.slack(norms[0], norms[1].largest(), dim)
-        product = (queries.to(dtype) @ frames.float().to(dtype).T).double()
+        product = products.multiplier(queries.to(dtype))(frames.float().to(dtype)).double().T
         error = (product - queries.double() @ frames.double().T).abs()
         bound = slack_Q[:, None] + bounds.relative_slack(dtype) * product.abs()
         assert (error <= bound).all()
