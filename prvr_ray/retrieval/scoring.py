@@ -14,7 +14,15 @@ import torch
 
 from prvr_ray.retrieval.blocks import Array, FrameBlock, Names, WindowGroup, as_tensor, window_groups
 from prvr_ray.retrieval.bounds import measure
-from prvr_ray.retrieval.products import TYPES, FusedProducts, Memory, Pairs, Products, full_precision, num_maxima
+from prvr_ray.retrieval.products import (
+    TYPES,
+    FusedProducts,
+    Pairs,
+    Products,
+    borrow_memory,
+    full_precision,
+    num_maxima,
+)
 from prvr_ray.retrieval.topk import Answers, merge_top_k, side_by_side
 
 __all__ = ["FrameBlock", "QueryBlocks", "TopK", "search"]
@@ -142,7 +150,7 @@ class QueryBlocks:
             raise ValueError(f"queries of shapes {shapes}: every branch needs one (Q, D) matrix, Q alike")
         self._dtype = TYPES[mode]
         self.num_queries, self.device = shapes[0][0], self.branches[0].device
-        self._memory = [Memory() for _ in queries]
+        self._memory = borrow_memory(self, len(queries), self.device)
         self._norms = [measure(rows_QD, rows_QD.to(self._dtype)) for rows_QD in self.branches]
         for item in self._norms:
             if (row := item.first_broken()) is not None:
