@@ -50,6 +50,38 @@ def test_answer_does_not_depend_on_blocks_groups_tiles_or_query_blocks(mode, mon
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_searches_within_a_search_change_no_answer(mode):
+    rng = np.random.default_rng(11)
+    world, other = ragged_world(rng, 120, 60, (16, 16)), ragged_world(rng, 90, 60, (16, 16))
+    queries = some_queries(rng, 21, (16, 16), (0.7, 0.3))
+
+    def interrupted():
+        for block in as_blocks(world, [9]):
+            yield block
+            search(queries[::-1], as_blocks(other, [90]), 5, MODES[0])
+
+    assert_identical(search(queries, interrupted(), 10, mode), search(queries, as_blocks(world, [9]), 10, mode))
+
+
+def test_memory_has_one_owner_and_goes_to_the_next_unless_it_is_large(monkeypatch):
+    spare, cpu = list[products.Memory](), torch.device("cpu")
+    monkeypatch.setattr(products, "_SPARE", spare)
+    monkeypatch.setattr(products, "_SPARE_BYTES", 4096)
+    owners = [set(), set()]  # sets can be referred to weakly
+    (small,), (large,) = (products.borrow_memory(owner, 1, cpu) for owner in owners)
+    assert small is not large
+    small.matrix("windows", (4, 8), torch.float32, cpu)
+    large.matrix("windows", (4, 1024), torch.bfloat16, cpu)
+    owners.clear()
+    assert spare == [small]
+    owners.append(set())
+    assert products.borrow_memory(owners[0], 1, cpu) == [small]
+    assert spare == []
+    owners.clear()
+    assert spare == [small]
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_planted_ties_go_by_video_id_across_blocks(mode):
     rng = np.random.default_rng(2)
     frames = [unit_rows(rng, (9, 20), np.float16)]
