@@ -79,8 +79,8 @@ class Memory:
 def borrow_memory(owner: object, number: int, device: torch.device) -> list[Memory]:
     """Memory that nobody else has, until the owner is gone.
 
-    What a search on a CPU leaves, up to 256 MB, the next one takes: fresh pages took 5 to 15 % of a search on two
-    cores. A GPU's memory torch itself keeps.
+    What a search on a CPU leaves, up to 256 MB, the process keeps for the next one: fresh pages took 5 to 15 % of a
+    search on two cores. A GPU's memory torch itself keeps.
     """
     if device.type != "cpu":
         return [Memory() for _ in range(number)]
@@ -92,7 +92,7 @@ def borrow_memory(owner: object, number: int, device: torch.device) -> list[Memo
 
 def _give_back(borrowed: list[Memory]) -> None:
     with _SPARE_LOCK:
-        for memory in borrowed:
+        for memory in reversed(borrowed):  # the last one in is the first one out
             if sum(item.num_bytes for item in [*_SPARE, memory]) <= _SPARE_BYTES:
                 _SPARE.append(memory)
 
@@ -134,7 +134,7 @@ class BranchProducts:
         offsets, device = self.rows.offsets, queries_QD.device.type
         tile_rows = min(_TILE_PRODUCTS[device] // max(1, len(queries_QD)), _MAX_TILE_ROWS)
         tiles = list(spans(offsets, tile_rows))
-        multiplied = multiplier(queries_QD)
+        multiply = multiplier(queries_QD)
         waiting, largest = iter(tiles), list[Norms]()
 
         def multiply_some() -> None:
@@ -142,7 +142,7 @@ class BranchProducts:
                 rows_RD = self.rows.read(start, stop)
                 rounded_RD = rows_RD.to(queries_QD.dtype)
                 largest.append(measure(rows_RD, rounded_RD).largest())
-                self._keep_maxima(multiplied(rounded_RD), start, stop)
+                self._keep_maxima(multiply(rounded_RD), start, stop)
 
         _on_threads(multiply_some, len(tiles) if device == "cpu" else 1)
         return Norms(torch.stack([n.norm for n in largest]), torch.stack([n.rounding for n in largest])).largest()
@@ -197,7 +197,10 @@ class BranchProducts:
 
 
 class Products:
-    """A window group against a query block, branch by branch; until the next ones are made in the same memory."""
+    """A window group against a query block, branch by branch.
+
+    Good until the next ones are made in the same memory, and no longer than the memory's owner lives.
+    """
 
     def __init__(
         self,
@@ -338,19 +341,28 @@ def multiplier(queries_QD: torch.Tensor) -> Callable[[torch.Tensor], torch.Tenso
     """What multiplies rows, (R, D), with all queries: (R, Q), all in the queries' dtype.
 
     In float32 on a CPU oneDNN takes the place of `torch.mm`'s MKL: 8 % faster on an AMD Zen 4, for the queries are laid
-    out once. Its precision is torch's own (`full_precision`), unless the environment sets another.
+    out once. Torch has it in operators of its own compiler only; where they are missing, `torch.mm` multiplies.
     """
-    if (
-        queries_QD.device.type == "cpu"
-        and queries_QD.dtype == torch.float32
-        and queries_QD.numel()
-        and torch.backends.mkldnn.is_available()
-        and "ONEDNN_DEFAULT_FPMATH_MODE" not in os.environ
-    ):
+    if _suits_onednn(queries_QD):
         packed = torch.ops.mkldnn._reorder_linear_weight(queries_QD.contiguous())
         return lambda rows_RD: torch.ops.mkldnn._linear_pointwise(rows_RD, packed, None, "none", [], "")
     queries_DQ = queries_QD.T
-    return lambda rows_RD: torch.mm(rows_RD, queries_DQ)
+    # Given its output, autocast leaves the product alone.
+    return lambda rows_RD: torch.mm(rows_RD, queries_DQ, out=rows_RD.new_empty(len(rows_RD), len(queries_QD)))
+
+
+def _suits_onednn(queries_QD: torch.Tensor) -> bool:
+    """Whether oneDNN is there, and its precision is torch's (`full_precision`), not one that the environment sets."""
+    return (
+        queries_QD.device.type == "cpu"
+        and queries_QD.dtype == torch.float32
+        and queries_QD.numel() > 0
+        and torch.backends.mkldnn.is_available()
+        and bool(torch.backends.mkldnn.enabled)
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        and not any(f"{name}_DEFAULT_FPMATH_MODE" in os.environ for name in ("ONEDNN", "DNNL"))
+    )
 
 
 def _chunk_maxima(products_WFQ: torch.Tensor, chunk_max_WKQ: torch.Tensor) -> None:

@@ -87,8 +87,8 @@ class Search:
         if k < 1:
             raise ValueError(f"k={k}; ask for at least one video")
         self._weights = [float(weight) for weight, _ in queries]
-        if not np.isfinite(self._weights).all():
-            raise ValueError(f"branch weights {self._weights} must be finite")
+        if not torch.tensor(self._weights, dtype=torch.float32).isfinite().all():
+            raise ValueError(f"branch weights {self._weights} must be finite in float32")
         self._names, self.num_windows = Names(), 0
         with full_precision():
             self._queries = QueryBlocks([rows_QD for _, rows_QD in queries], mode)
@@ -111,8 +111,8 @@ class Search:
     def _merged(self, products: FusedProducts, group: WindowGroup, best: Answers) -> Answers:
         """The best so far with one group's windows among them.
 
-        At least k videos score what their products promise less the slack; windows that cannot reach the k-th of these
-        promises, or the k-th best score so far, are closed.
+        At least k of the group's videos reach the k-th largest promise, s - m (`prvr_ray.retrieval.bounds`). Windows
+        whose s + m lies below it, or below the k-th best score so far, are closed.
         """
         num_queries, k, num_extras = best.extras_QKE.shape
         promised_Q = _kth_video(products.scores_WQ - products.slack_WQ, group, k)
@@ -181,7 +181,7 @@ class QueryBlocks:
 
 
 def _kth_video(scores_WQ: torch.Tensor, group: WindowGroup, k: int) -> torch.Tensor:
-    """The k-th best video's product of each query, (Q,); -inf where the group has fewer videos."""
+    """The k-th best video's value for each query, (Q,); -inf where the group has fewer videos."""
     _, scores_VQ = best_of_videos(scores_WQ, group)
     if len(scores_VQ) < k:
         return scores_VQ.new_full((scores_VQ.shape[1],), -torch.inf)

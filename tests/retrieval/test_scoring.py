@@ -129,11 +129,12 @@ def test_fast_equals_exact_on_adversarial_near_ties(level):
     assert_identical(fast, exact)
 
 
-@pytest.mark.parametrize("has_fpmath_mode", [False, True])
+@pytest.mark.parametrize("setting", [None, "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"])
 @pytest.mark.parametrize("dim", [1, 3, 64, 385])
-def test_products_stay_within_the_stated_slack(dim, has_fpmath_mode, monkeypatch):
-    if has_fpmath_mode:  # the environment sets oneDNN's precision: float32 goes elsewhere
-        monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
+def test_products_stay_within_the_stated_slack(dim, setting, monkeypatch):
+    if setting:  # the environment sets oneDNN's precision: float32 goes elsewhere
+        monkeypatch.setenv(setting, "BF16")
+        assert not products._suits_onednn(torch.ones(1, dim))
     rng = np.random.default_rng(dim)
     for dtype in (torch.float32, torch.bfloat16):
         queries = torch.from_numpy(unit_rows(rng, (50, dim)) * rng.uniform(0.1, 3, (50, 1)).astype(np.float32))
@@ -208,6 +209,20 @@ def test_precision_settings_of_the_process_are_overruled_and_restored():
         torch.set_float32_matmul_precision("highest")
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("has_onednn", [True, False])
+def test_autocast_changes_no_answer(mode, has_onednn, monkeypatch):
+    rng = np.random.default_rng(12)
+    world = ragged_world(rng, 50, 50, (64,))
+    queries = some_queries(rng, 8, (64,), (1.0,))
+    expected = search(queries, as_blocks(world, [50]), 10, mode)
+    if not has_onednn:
+        monkeypatch.setattr(products, "_suits_onednn", lambda queries_QD: False)
+    for dtype in (torch.float16, torch.bfloat16):
+        with torch.autocast("cpu", dtype):
+            assert_identical(search(queries, as_blocks(world, [50]), 10, mode), expected)
+
+
 def block_of(frames, offsets=None, ids=("a", "b")):
     return FrameBlock(list(ids), np.array([0, 1, 2]) if offsets is None else offsets, [frames])
 
@@ -226,6 +241,7 @@ NAN = np.full((2, 4), np.nan, np.float16)
         (lambda: search(QUERY, [block_of(np.full((2, 4), 1e20, np.float32))], 1), "video 'a' hold .* or are too long"),
         (lambda: search([(1.0, NAN.astype(np.float32))], [block_of(GOOD)], 1), "NaN"),
         (lambda: search([(np.nan, QUERY[0][1])], [block_of(GOOD)], 1), "weights"),
+        (lambda: search([(1e39, QUERY[0][1])], [block_of(GOOD)], 1), "weights"),
         (lambda: search(QUERY, [block_of(GOOD[:, :3])], 1), "features"),
         (lambda: search(QUERY * 2, [block_of(GOOD)], 1), "features"),
         (lambda: search([], [block_of(GOOD)], 1), "every branch"),
