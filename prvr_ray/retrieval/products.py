@@ -17,9 +17,7 @@ window, C rows of a chunk, P pairs of a query and a window, E pairs of a query a
 import contextlib
 import itertools
 import os
-import threading
 import warnings
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,15 +28,13 @@ import torch
 
 from prvr_ray.retrieval.blocks import BranchRows, WindowGroup, spans
 from prvr_ray.retrieval.bounds import Norms, measure, relative_slack, slack
+from prvr_ray.retrieval.memory import Memory
 
 CHUNK = 8  # rows under one kept maximum: what the routine visits again for a selected pair
 TYPES = {"exact": torch.float32, "fast": torch.bfloat16}
 _TILE_PRODUCTS = {"cpu": 1 << 20, "cuda": 1 << 28}  # a tile of products stays in the cache, or fills the device
 _MAX_TILE_ROWS = 1 << 14
 _ROUTINE_ROWS = 1 << 14  # rows of all branches that the routine may read at a time: 25 MB at 384 features
-_SPARE: list["Memory"] = []  # what ended searches left
-_SPARE_BYTES = 1 << 28
-_SPARE_LOCK = threading.RLock()  # a finalizer may run while its own thread holds it
 _CURVE_ROWS = 1 << 13  # rows that `window_dots` reads at a time: memory that small is reused, not mapped anew
 
 
@@ -55,53 +51,6 @@ class Pairs:
 def num_maxima(rows: BranchRows) -> int:
     """How many maxima are kept for each query: of chunks and of windows."""
     return int(_first_chunks(rows.offsets)[-1]) + len(rows.offsets) - 1
-
-
-class Memory:
-    """Memory for maxima that one group's products leave to the next, and one search to the next (`borrow_memory`)."""
-
-    def __init__(self) -> None:
-        self._kept: dict[str, torch.Tensor] = {}
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(map(len, self._kept.values()))
-
-    def matrix(self, name: str, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        """Of that shape; the next matrix of that name takes its place."""
-        num_bytes = shape[0] * shape[1] * dtype.itemsize
-        if name not in self._kept or len(self._kept[name]) < num_bytes:
-            self._kept.pop(name, None)  # before its successor comes
-            self._kept[name] = _fresh(num_bytes, device)
-        return self._kept[name][:num_bytes].view(dtype).view(shape)
-
-
-def borrow_memory(owner: object, number: int, device: torch.device) -> list[Memory]:
-    """Memory that nobody else has, until the owner is gone.
-
-    What a search on a CPU leaves, up to 256 MB, the process keeps for the next one: fresh pages took 5 to 15 % of a
-    search on two cores. A GPU's memory torch itself keeps.
-    """
-    if device.type != "cpu":
-        return [Memory() for _ in range(number)]
-    with _SPARE_LOCK:
-        borrowed = [_SPARE.pop() if _SPARE else Memory() for _ in range(number)]
-    weakref.finalize(owner, _give_back, borrowed)
-    return borrowed
-
-
-def _give_back(borrowed: list[Memory]) -> None:
-    with _SPARE_LOCK:
-        for memory in reversed(borrowed):  # the last one in is the first one out
-            if sum(item.num_bytes for item in [*_SPARE, memory]) <= _SPARE_BYTES:
-                _SPARE.append(memory)
-
-
-def _fresh(num_bytes: int, device: torch.device) -> torch.Tensor:
-    """Bytes as they come. NumPy asks for huge pages: 92 MB cost 8 ms then, not 36."""
-    if device.type != "cpu":
-        return torch.empty(num_bytes, dtype=torch.uint8, device=device)
-    return torch.from_numpy(np.empty(num_bytes, np.uint8))
 
 
 class BranchProducts:
@@ -122,9 +71,9 @@ class BranchProducts:
         self._chunk_rows = torch.from_numpy(_chunk_edges(rows.offsets, self._first_chunk)).to(queries_QD.device)
         kept = partial(memory.matrix, dtype=dtype, device=queries_QD.device)
         self._chunk_max_KQ = kept("chunks", (int(self._first_chunk[-1]), len(queries_QD)))
-        self._window_max_WQ = kept("windows", (len(rows.offsets) - 1, len(queries_QD)))
+        self.window_max_WQ = kept("windows", (len(rows.offsets) - 1, len(queries_QD)))
         self.frame_norms = self._multiply(queries_QD.to(dtype))
-        self.window_max_WQ = self._window_max_WQ.float()
+        self.window_max_WQ = self.window_max_WQ.float()
         self.slack_WQ = slack(queries, self.frame_norms, queries_QD.shape[1])[None]
         if relative := relative_slack(dtype):
             self.slack_WQ = torch.add(self.slack_WQ, self.window_max_WQ.abs(), alpha=relative)
@@ -155,7 +104,7 @@ class BranchProducts:
             products_WFQ = products_RQ[offsets[low] - offsets[0] : offsets[high] - offsets[0]].view(shape)
             chunks_WKQ = self._chunk_max_KQ[first_chunk[low] : first_chunk[high]].view(shape)
             _chunk_maxima(products_WFQ, chunks_WKQ)
-            torch.amax(chunks_WKQ, 1, out=self._window_max_WQ[start + low : start + high])
+            torch.amax(chunks_WKQ, 1, out=self.window_max_WQ[start + low : start + high])
 
     def score(self, start: int, stop: int, query_P: torch.Tensor, window_P: torch.Tensor) -> torch.Tensor:
         """The routine's maxima for pairs with the windows [start, stop): (P,) float32.
@@ -281,9 +230,8 @@ def window_dots(
         (P, F) float32 with F the longest window of a pair, -inf past a window's end.
     """
     offsets = torch.from_numpy(rows.offsets).to(query_P.device)
-    lengths_P = offsets[window_P + 1] - offsets[window_P]
-    place_F = torch.arange(int(lengths_P.max()) if len(query_P) else 1, device=query_P.device)
-    dots_PF = queries_QD.new_full((len(query_P), len(place_F)), -torch.inf)
+    longest = int(offsets.diff()[window_P].max()) if len(query_P) else 1
+    dots_PF = queries_QD.new_full((len(query_P), longest), -torch.inf)
     for start, stop in spans(rows.offsets, _CURVE_ROWS):
         mine_P = ((window_P >= start) & (window_P < stop)).nonzero().flatten()
         if len(mine_P):
@@ -291,8 +239,7 @@ def window_dots(
             count_W = torch.bincount(window_P[mine_P] - start, minlength=stop - start)
             place_N, order_N, count_R = _by_row(count_W, offsets[start : stop + 1] - offsets[start])
             pair_N = mine_P[order_N]
-            dots_N = row_dots(queries_QD, rows.read(start, stop), query_P[pair_N], count_R)
-            dots_PF[pair_N, place_N] = dots_N
+            dots_PF[pair_N, place_N] = row_dots(queries_QD, rows.read(start, stop), query_P[pair_N], count_R)
     return dots_PF
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from ragged_worlds import as_blocks, assert_equals_brute_force, brute_force_scores, ragged_world, unit_rows
 
-from prvr_ray.retrieval import bounds, products, scoring
+from prvr_ray.retrieval import bounds, memory, products, scoring
 from prvr_ray.retrieval.scoring import FrameBlock, search
 
 MODES = ("exact", "fast")
@@ -64,18 +64,18 @@ def test_searches_within_a_search_change_no_answer(mode):
 
 
 def test_memory_has_one_owner_and_goes_to_the_next_unless_it_is_large(monkeypatch):
-    spare, cpu = list[products.Memory](), torch.device("cpu")
-    monkeypatch.setattr(products, "_SPARE", spare)
-    monkeypatch.setattr(products, "_SPARE_BYTES", 4096)
+    spare, cpu = list[memory.Memory](), torch.device("cpu")
+    monkeypatch.setattr(memory, "_SPARE", spare)
+    monkeypatch.setattr(memory, "_SPARE_BYTES", 4096)
     owners = [set(), set()]  # sets can be referred to weakly
-    (small,), (large,) = (products.borrow_memory(owner, 1, cpu) for owner in owners)
+    (small,), (large,) = (memory.borrow_memory(owner, 1, cpu) for owner in owners)
     assert small is not large
     small.matrix("windows", (4, 8), torch.float32, cpu)
     large.matrix("windows", (4, 1024), torch.bfloat16, cpu)
     owners.clear()
     assert spare == [small]
     owners.append(set())
-    assert products.borrow_memory(owners[0], 1, cpu) == [small]
+    assert memory.borrow_memory(owners[0], 1, cpu) == [small]
     assert spare == []
     owners.clear()
     assert spare == [small]
