@@ -1,4 +1,4 @@
-"""How far a quick product may lie from the score that the routine of `prvr_ray.retrieval.products` gives.
+"""How far a quick product may lie from the score that the routine of `prvr_ray.retrieval.routine` gives.
 
 r(q, v) is the routine's float32 dot product of one query row and one frame row. s(q, v) comes out of a matrix product
 in float32 (mode `exact`) or bfloat16 (`fast`) and only selects. Let q', v' be the rows rounded to that type, t = <q, v>

@@ -1,7 +1,7 @@
 """Ranks of the relevant videos by counting: two passes over the blocks, no (queries, videos) matrix.
 
 The first pass scores the relevant videos, the second counts the irrelevant ones that score at least as high. Scores
-are the routine's (`prvr_ray.retrieval.products`): ranks agree with `search`, in both modes. Several weightings of the
+are the routine's (`prvr_ray.retrieval.routine`): ranks agree with `search`, in both modes. Several weightings of the
 branches share one set of products.
 
 Shape suffixes: Q queries, W windows, V videos, P pairs, M relevant videos of a query at most, S split videos.
@@ -15,7 +15,8 @@ import torch
 
 from prvr_ray.retrieval.blocks import Array, FrameBlock, Names, WindowGroup
 from prvr_ray.retrieval.metrics import ranks_from_counts
-from prvr_ray.retrieval.products import FusedProducts, full_precision, fuse, window_dots
+from prvr_ray.retrieval.products import FusedProducts, full_precision, fuse
+from prvr_ray.retrieval.routine import window_dots
 from prvr_ray.retrieval.scoring import QueryBlocks, best_of_videos
 
 Weightings = Mapping[str, Sequence[float]]
