@@ -1,4 +1,4 @@
-"""Scores of a group of windows for a block of queries: quick products that select, and the routine for what they leave open.
+"""Scores of a group of windows for a block of queries: quick products select, the routine scores.
 
 The score of a window is sum_b w_b * max_f <q_b, v_bf>: each branch takes its own maximum over the window's frames.
 
