@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from prvr_ray.retrieval.memory import Memory
+
 Array = np.ndarray | torch.Tensor
 
 
@@ -83,20 +85,25 @@ class BranchRows:
     offsets: np.ndarray
     order_R: torch.Tensor | None = None
 
-    def read(self, start: int, stop: int) -> torch.Tensor:
-        """The rows of the windows [start, stop), float32."""
+    def read(self, start: int, stop: int, memory: Memory) -> torch.Tensor:
+        """The rows of the windows [start, stop), float32: stored as such, or in the memory until the next are read."""
         rows = slice(int(self.offsets[start]), int(self.offsets[stop]))
         if self.order_R is None:
-            return self.stored_RD[rows].float()
-        return self.stored_RD.index_select(0, self.order_R[rows]).float()
+            return _as_float(self.stored_RD[rows], memory)
+        return self._gather(self.order_R[rows], memory)
 
-    def take(self, row_N: torch.Tensor) -> torch.Tensor:
-        """Some rows, by their places in reading order, float32."""
-        return self.stored_RD.index_select(0, row_N if self.order_R is None else self.order_R[row_N]).float()
+    def take(self, row_N: torch.Tensor, memory: Memory) -> torch.Tensor:
+        """Some rows, by their places in reading order, float32; where, as for `read`."""
+        return self._gather(row_N if self.order_R is None else self.order_R[row_N], memory)
+
+    def _gather(self, row_N: torch.Tensor, memory: Memory) -> torch.Tensor:
+        stored_ND = memory.tensor("stored", (len(row_N), self.stored_RD.shape[1]), self.stored_RD.dtype)
+        return _as_float(torch.index_select(self.stored_RD, 0, row_N, out=stored_ND), memory)
 
     def first_broken_window(self) -> int:
         """The first window with a row whose norm is no finite float32; there must be one."""
-        norms = (torch.linalg.vector_norm(self.read(w, w + 1), dim=1) for w in range(len(self.offsets) - 1))
+        memory = Memory(self.stored_RD.device)
+        norms = (torch.linalg.vector_norm(self.read(w, w + 1, memory), dim=1) for w in range(len(self.offsets) - 1))
         return next(window for window, norm_F in enumerate(norms) if not norm_F.isfinite().all())
 
 
@@ -221,6 +228,12 @@ def _branch(
         return BranchRows(stored_RD, offsets)
     order_R = np.arange(len(stored_RD)) + np.repeat(starts_W - offsets[:-1], lengths_W[order_W])
     return BranchRows(stored_RD, offsets, torch.from_numpy(order_R).to(device))
+
+
+def _as_float(stored_ND: torch.Tensor, memory: Memory) -> torch.Tensor:
+    if stored_ND.dtype == torch.float32:
+        return stored_ND
+    return memory.tensor("rows", stored_ND.shape).copy_(stored_ND)
 
 
 def as_tensor(array: Array) -> torch.Tensor:

@@ -26,6 +26,8 @@ from dataclasses import dataclass
 
 import torch
 
+from prvr_ray.retrieval.memory import Memory
+
 # One percent covers the bound's own arithmetic, and the frames that may matter though their |s| exceeds that of their
 # window's maximum, where both are negative: by 2 m at the most, and e / (1 - e) of that is 0.8 % of m.
 _MARGIN = 1.01
@@ -51,17 +53,19 @@ class Norms:
         return int(broken[0]) if len(broken) else None
 
 
-def measure(rows_ND: torch.Tensor, rounded_ND: torch.Tensor) -> Norms:
+def measure(rows_ND: torch.Tensor, rounded_ND: torch.Tensor, memory: Memory | None = None) -> Norms:
     """Measure each row for the bound.
 
     Args:
         rows_ND: float32.
         rounded_ND: the same rows in the type of the products.
+        memory: where the differences may stand.
     """
     norm_N = torch.linalg.vector_norm(rows_ND, dim=1)
     if rounded_ND.dtype == torch.float32:
         return Norms(norm_N, torch.zeros_like(norm_N))
-    return Norms(norm_N, torch.linalg.vector_norm(rounded_ND.float().sub_(rows_ND), dim=1))
+    lost_ND = (memory or Memory(rows_ND.device)).tensor("lost", rows_ND.shape)
+    return Norms(norm_N, torch.linalg.vector_norm(lost_ND.copy_(rounded_ND).sub_(rows_ND), dim=1))
 
 
 def slack(queries: Norms, frames: Norms, dim: int) -> torch.Tensor:

@@ -99,8 +99,8 @@ def _score_relevant(
 ) -> None:
     query_P, place_P, window_P = pairs_3P
     maxima = [
-        window_dots(branch, rows_QD, query_P, window_P).amax(1)
-        for branch, rows_QD in zip(group.branches, resident.branches, strict=True)
+        window_dots(branch, queries.rows_QD, query_P, window_P).amax(1)
+        for branch, queries in zip(group.branches, resident.branches, strict=True)
     ]
     for item in counts:
         item.see(query_P, place_P, fuse(item.weights, maxima))

@@ -16,14 +16,13 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 
 from prvr_ray.retrieval.blocks import BranchRows, WindowGroup, spans
 from prvr_ray.retrieval.bounds import Norms, measure, relative_slack, slack
-from prvr_ray.retrieval.memory import Memory
+from prvr_ray.retrieval.memory import Memory, borrowed_memory
 from prvr_ray.retrieval.routine import row_dots
 
 CHUNK = 8  # rows under one kept maximum: what the routine visits again for a selected pair
@@ -43,6 +42,18 @@ class Pairs:
     branch_scores_PB: torch.Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class BranchQueries:
+    """One branch of some queries: (Q, D) float32 rows, their norms, and the memory in which their products stand."""
+
+    rows_QD: torch.Tensor
+    norms: Norms
+    memory: Memory
+
+    def __getitem__(self, rows: slice) -> "BranchQueries":
+        return BranchQueries(self.rows_QD[rows], self.norms[rows], self.memory)
+
+
 def num_maxima(rows: BranchRows) -> int:
     """How many maxima are kept for each query: of chunks and of windows."""
     return int(_first_chunks(rows.offsets)[-1]) + len(rows.offsets) - 1
@@ -57,51 +68,53 @@ class BranchProducts:
         slack_WQ: the bound for each of them; one row may stand for all windows.
     """
 
-    def __init__(
-        self, rows: BranchRows, queries_QD: torch.Tensor, queries: Norms, memory: Memory, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, rows: BranchRows, queries: BranchQueries, dtype: torch.dtype) -> None:
+        queries_QD, memory = queries.rows_QD, queries.memory
+        num_queries, dim = queries_QD.shape
         self.rows, self._queries_QD = rows, queries_QD
         self._first_chunk = _first_chunks(rows.offsets)
         self._chunks = torch.from_numpy(self._first_chunk).to(queries_QD.device)
         self._chunk_rows = torch.from_numpy(_chunk_edges(rows.offsets, self._first_chunk)).to(queries_QD.device)
-        kept = partial(memory.matrix, dtype=dtype, device=queries_QD.device)
-        self._chunk_max_KQ = kept("chunks", (int(self._first_chunk[-1]), len(queries_QD)))
-        self.window_max_WQ = kept("windows", (len(rows.offsets) - 1, len(queries_QD)))
+        self._chunk_max_KQ = memory.tensor("chunks", (int(self._first_chunk[-1]), num_queries), dtype)
+        self._kept_max_WQ = memory.tensor("windows", (len(rows.offsets) - 1, num_queries), dtype)
         self.frame_norms = self._multiply(queries_QD.to(dtype))
-        self.window_max_WQ = self.window_max_WQ.float()
-        self.slack_WQ = slack(queries, self.frame_norms, queries_QD.shape[1])[None]
+        self.window_max_WQ, self.slack_WQ = self._kept_max_WQ, slack(queries.norms, self.frame_norms, dim)[None]
         if relative := relative_slack(dtype):
-            self.slack_WQ = torch.add(self.slack_WQ, self.window_max_WQ.abs(), alpha=relative)
+            shape = self._kept_max_WQ.shape
+            self.window_max_WQ = memory.tensor("windows in float32", shape).copy_(self._kept_max_WQ)
+            each_WQ = torch.abs(self.window_max_WQ, out=memory.tensor("slack", shape))
+            self.slack_WQ = each_WQ.mul_(relative).add_(self.slack_WQ)
 
     def _multiply(self, queries_QD: torch.Tensor) -> Norms:
         """Fill the maxima, tile by tile; the largest norms of all frames."""
-        offsets, device = self.rows.offsets, queries_QD.device.type
+        device = queries_QD.device.type
         tile_rows = min(_TILE_PRODUCTS[device] // max(1, len(queries_QD)), _MAX_TILE_ROWS)
-        tiles = list(spans(offsets, tile_rows))
+        tiles = _tiles(self.rows.offsets, self._first_chunk, tile_rows)
         multiply = multiplier(queries_QD)
         waiting, largest = iter(tiles), list[Norms]()
 
         def multiply_some() -> None:
-            for start, stop in waiting:
-                rows_RD = self.rows.read(start, stop)
-                rounded_RD = rows_RD.to(queries_QD.dtype)
-                largest.append(measure(rows_RD, rounded_RD).largest())
-                self._keep_maxima(multiply(rounded_RD), start, stop)
+            with borrowed_memory("tile", queries_QD.device) as memory:
+                for tile in waiting:
+                    rows_RD = self.rows.read(tile.start, tile.stop, memory)
+                    rounded_RD = _rounded(rows_RD, queries_QD.dtype, memory)
+                    largest.append(measure(rows_RD, rounded_RD, memory).largest())
+                    self._keep_maxima(multiply(rounded_RD, memory), tile.runs)
 
         _on_threads(multiply_some, len(tiles) if device == "cpu" else 1)
         return Norms(torch.stack([n.norm for n in largest]), torch.stack([n.rounding for n in largest])).largest()
 
-    def _keep_maxima(self, products_RQ: torch.Tensor, start: int, stop: int) -> None:
-        """Maxima of the windows [start, stop), whose rows the products are."""
-        offsets, first_chunk = self.rows.offsets[start : stop + 1], self._first_chunk[start : stop + 1]
-        for low, high in _equal_runs(np.diff(offsets)):
-            shape = (high - low, -1, products_RQ.shape[1])
-            products_WFQ = products_RQ[offsets[low] - offsets[0] : offsets[high] - offsets[0]].view(shape)
-            chunks_WKQ = self._chunk_max_KQ[first_chunk[low] : first_chunk[high]].view(shape)
-            _chunk_maxima(products_WFQ, chunks_WKQ)
-            torch.amax(chunks_WKQ, 1, out=self.window_max_WQ[start + low : start + high])
+    def _keep_maxima(self, products_RQ: torch.Tensor, runs: list["_Run"]) -> None:
+        """Maxima of a tile's windows, whose rows the products are."""
+        for run in runs:
+            shape = (run.windows.stop - run.windows.start, -1, products_RQ.shape[1])
+            chunks_WKQ = self._chunk_max_KQ[run.chunks].view(shape)
+            _chunk_maxima(products_RQ[run.rows].view(shape), chunks_WKQ)
+            torch.amax(chunks_WKQ, 1, out=self._kept_max_WQ[run.windows])
 
-    def score(self, start: int, stop: int, query_P: torch.Tensor, window_P: torch.Tensor) -> torch.Tensor:
+    def score(
+        self, start: int, stop: int, query_P: torch.Tensor, window_P: torch.Tensor, memory: Memory
+    ) -> torch.Tensor:
         """The routine's maxima for pairs with the windows [start, stop): (P,) float32.
 
         They lie in chunks whose products are at most twice the slack below the window's largest.
@@ -110,8 +123,8 @@ class BranchProducts:
         slack_P = self.slack_WQ.expand_as(self.window_max_WQ)[window_P, query_P]
         level_P = self.window_max_WQ[window_P, query_P] - 2 * slack_P
         pair_E, place_E = (max_PK >= level_P[:, None]).nonzero(as_tuple=True)
-        span = int(self._first_chunk[start]), int(self._first_chunk[stop])
-        score_E = self._score_chunks(query_P[pair_E], chunk_PK[pair_E, place_E], *span)
+        span = slice(int(self._first_chunk[start]), int(self._first_chunk[stop]))
+        score_E = self._score_chunks(query_P[pair_E], chunk_PK[pair_E, place_E], span, memory)
         return level_P.scatter_reduce_(0, pair_E, score_E, "amax", include_self=False)
 
     def _chunks_of(self, query_P: torch.Tensor, window_P: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -123,18 +136,18 @@ class BranchProducts:
         chunk_PK.masked_fill_(is_past_PK, 0)
         return chunk_PK, self._chunk_max_KQ[chunk_PK, query_P[:, None]].masked_fill_(is_past_PK, -torch.inf)
 
-    def _score_chunks(self, query_E: torch.Tensor, chunk_E: torch.Tensor, low: int, high: int) -> torch.Tensor:
-        """The routine's maximum for pairs of a query and a chunk of [low, high): (E,) float32.
+    def _score_chunks(self, query_E: torch.Tensor, chunk_E: torch.Tensor, span: slice, memory: Memory) -> torch.Tensor:
+        """The routine's maximum for pairs of a query and one of a span of chunks: (E,) float32.
 
         Each wanted chunk is read once: first the first row of all of them, then the second, to the last. A window's
         last chunk is filled up with its last row, which changes no maximum.
         """
         order_E = chunk_E.argsort(stable=True)
-        count_K = torch.bincount(chunk_E - low, minlength=high - low)
+        count_K = torch.bincount(chunk_E - span.start, minlength=span.stop - span.start)
         is_wanted_K = count_K > 0
-        first_U, stop_U = self._chunk_rows[low:high][is_wanted_K], self._chunk_rows[low + 1 : high + 1][is_wanted_K]
+        first_U, stop_U = self._chunk_rows[:-1][span][is_wanted_K], self._chunk_rows[1:][span][is_wanted_K]
         row_CU = first_U + torch.arange(CHUNK, device=chunk_E.device)[:, None]
-        rows_RD = self.rows.take(row_CU.minimum(stop_U - 1).flatten())
+        rows_RD = self.rows.take(row_CU.minimum(stop_U - 1).flatten(), memory)
         count_R, query_N = count_K[is_wanted_K].repeat(CHUNK), query_E[order_E].repeat(CHUNK)
         dots_CE = row_dots(self._queries_QD, rows_RD, query_N, count_R).view(CHUNK, -1)
         return torch.empty_like(dots_CE[0]).scatter_(0, order_E, dots_CE.amax(0))
@@ -146,27 +159,17 @@ class Products:
     Good until the next ones are made in the same memory, and no longer than the memory's owner lives.
     """
 
-    def __init__(
-        self,
-        group: WindowGroup,
-        queries: list[torch.Tensor],
-        query_norms: list[Norms],
-        memory: list[Memory],
-        dtype: torch.dtype,
-    ) -> None:
+    def __init__(self, group: WindowGroup, queries: list[BranchQueries], shared: Memory, dtype: torch.dtype) -> None:
         """Multiply.
 
         Args:
             group: W windows.
-            queries: per branch, (Q, D) float32 rows.
-            query_norms: per branch, norms of those rows.
-            memory: per branch, where the maxima stand.
+            queries: per branch, Q of them.
+            shared: where what all branches give together stands.
             dtype: of the products.
         """
-        self.branches = [
-            BranchProducts(*arguments, dtype)
-            for arguments in zip(group.branches, queries, query_norms, memory, strict=True)
-        ]
+        self.branches = [BranchProducts(*pair, dtype) for pair in zip(group.branches, queries, strict=True)]
+        self.shared = shared
         self.spans = list(spans(np.sum([branch.offsets for branch in group.branches], axis=0), _ROUTINE_ROWS))
 
     def broken_window(self) -> int | None:
@@ -182,26 +185,47 @@ class Products:
 
 
 class FusedProducts:
-    """Scores of windows under one weighting: by the products, (W, Q), and on demand by the routine."""
+    """Scores of windows under one weighting: by the products, (W, Q), and on demand by the routine.
+
+    Good until the same products are fused anew.
+    """
 
     def __init__(self, products: Products, weights: Sequence[float]):
-        self._products, self._weights = products, weights
-        self.scores_WQ = fuse(weights, [branch.window_max_WQ for branch in products.branches])
-        self.slack_WQ = fuse([abs(weight) for weight in weights], [branch.slack_WQ for branch in products.branches])
+        self._products, self._weights, self._memory = products, weights, products.shared
+        self.scores_WQ = self._fuse("scores", weights, [branch.window_max_WQ for branch in products.branches])
+        self.slack_WQ = self._fuse("slack", list(map(abs, weights)), [branch.slack_WQ for branch in products.branches])
+
+    def _fuse(self, name: str, weights: Sequence[float], parts: list[torch.Tensor]) -> torch.Tensor:
+        fused = torch.mul(parts[0], weights[0], out=self._memory.tensor(name, parts[0].shape))
+        for weight, part in zip(weights[1:], parts[1:], strict=True):
+            fused.add_(part, alpha=weight)
+        return fused
+
+    def at_least(self) -> torch.Tensor:
+        """What each window's score reaches for certain, (W, Q), until `may_reach` is asked."""
+        return torch.sub(self.scores_WQ, self.slack_WQ, out=self._memory.tensor("bounds", self.scores_WQ.shape))
+
+    def may_reach(self, level_Q: torch.Tensor) -> torch.Tensor:
+        """Whether each window's score may reach its query's level, (W, Q) bool."""
+        at_most_WQ = torch.add(self.scores_WQ, self.slack_WQ, out=self._memory.tensor("bounds", self.scores_WQ.shape))
+        return at_most_WQ >= level_Q
 
     def score(self, wanted_WQ: torch.Tensor) -> Pairs:
         """Score the wanted pairs, (W, Q) bool, with the routine."""
-        parts = [self._score(start, stop, wanted_WQ) for start, stop in self._products.spans]
+        with borrowed_memory("routine", wanted_WQ.device) as memory:
+            parts = [self._score(start, stop, wanted_WQ, memory) for start, stop in self._products.spans]
         query_P, window_P, branch_scores_PB = (torch.cat(column) for column in zip(*parts, strict=True))
         order_P = query_P.sort(stable=True).indices
         branch_scores_PB = branch_scores_PB[order_P]
         score_P = fuse(self._weights, branch_scores_PB.unbind(1))
         return Pairs(query_P[order_P], window_P[order_P], score_P, branch_scores_PB)
 
-    def _score(self, start: int, stop: int, wanted_WQ: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _score(
+        self, start: int, stop: int, wanted_WQ: torch.Tensor, memory: Memory
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         place_P, query_P = wanted_WQ[start:stop].nonzero(as_tuple=True)
         window_P = place_P + start
-        scores = [branch.score(start, stop, query_P, window_P) for branch in self._products.branches]
+        scores = [branch.score(start, stop, query_P, window_P, memory) for branch in self._products.branches]
         return query_P, window_P, torch.stack(scores, dim=1)
 
 
@@ -213,18 +237,22 @@ def fuse(weights: Sequence[float], branch_scores: Sequence[torch.Tensor]) -> tor
     return fused
 
 
-def multiplier(queries_QD: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What multiplies rows, (R, D), with all queries: (R, Q), all in the queries' dtype.
+def multiplier(queries_QD: torch.Tensor) -> Callable[[torch.Tensor, Memory], torch.Tensor]:
+    """What multiplies rows, (R, D), with all queries: (R, Q), all in the queries' dtype; it may lie in the memory.
 
     In float32 on a CPU oneDNN takes the place of `torch.mm`'s MKL: 8 % faster on an AMD Zen 4, for the queries are laid
     out once. Torch has it in operators of its own compiler only; where they are missing, `torch.mm` multiplies.
     """
     if _suits_onednn(queries_QD):
         packed = torch.ops.mkldnn._reorder_linear_weight(queries_QD.contiguous())
-        return lambda rows_RD: torch.ops.mkldnn._linear_pointwise(rows_RD, packed, None, "none", [], "")
+        return lambda rows_RD, _: torch.ops.mkldnn._linear_pointwise(rows_RD, packed, None, "none", [], "")
     queries_DQ = queries_QD.T
-    # Given its output, autocast leaves the product alone.
-    return lambda rows_RD: torch.mm(rows_RD, queries_DQ, out=rows_RD.new_empty(len(rows_RD), len(queries_QD)))
+
+    def multiply(rows_RD: torch.Tensor, memory: Memory) -> torch.Tensor:
+        products_RQ = memory.tensor("products", (len(rows_RD), len(queries_QD)), queries_QD.dtype)
+        return torch.mm(rows_RD, queries_DQ, out=products_RQ)  # given its output, autocast leaves the product alone
+
+    return multiply
 
 
 def _suits_onednn(queries_QD: torch.Tensor) -> bool:
@@ -262,10 +290,46 @@ def _chunk_edges(offsets: np.ndarray, first_chunk: np.ndarray) -> np.ndarray:
     return np.append(np.repeat(offsets[:-1], np.diff(first_chunk)) + place_K * CHUNK, offsets[-1])
 
 
-def _equal_runs(lengths_W: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Cut windows into ranges [low, high) of one length."""
-    borders = (np.flatnonzero(np.diff(lengths_W)) + 1).tolist()
-    yield from itertools.pairwise([0, *borders, len(lengths_W)])
+@dataclass(frozen=True)
+class _Run:
+    """Windows of one length side by side: where they and their chunks lie among all, and their rows in the tile."""
+
+    windows: slice
+    chunks: slice
+    rows: slice
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Windows [start, stop) that are multiplied at once."""
+
+    start: int
+    stop: int
+    runs: list[_Run]
+
+
+def _tiles(offsets: np.ndarray, first_chunk: np.ndarray, max_rows: int) -> list[_Tile]:
+    """Cut windows into tiles of at most max_rows rows, or one window each. Python's numbers: NumPy's slice slowly."""
+    cuts = list(spans(offsets, max_rows))
+    changes = np.flatnonzero(np.diff(offsets, n=2)) + 1
+    edges = np.unique(np.concatenate([[start for start, _ in cuts], changes, [len(offsets) - 1]]))
+    windows, chunks, rows = (
+        [slice(low, high) for low, high in itertools.pairwise(places.tolist())]
+        for places in (edges, first_chunk[edges], offsets[edges])
+    )
+    borders = np.searchsorted(edges, [start for start, _ in cuts] + [len(offsets) - 1]).tolist()
+    tiles = []
+    for (start, stop), (low, high) in zip(cuts, itertools.pairwise(borders), strict=True):
+        first = rows[low].start
+        in_tile = [slice(part.start - first, part.stop - first) for part in rows[low:high]]
+        tiles.append(_Tile(start, stop, list(map(_Run, windows[low:high], chunks[low:high], in_tile))))
+    return tiles
+
+
+def _rounded(rows_RD: torch.Tensor, dtype: torch.dtype, memory: Memory) -> torch.Tensor:
+    if rows_RD.dtype == dtype:
+        return rows_RD
+    return memory.tensor("rounded", rows_RD.shape, dtype).copy_(rows_RD)
 
 
 def _on_threads(work: Callable[[], None], most: int) -> None:

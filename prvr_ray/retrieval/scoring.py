@@ -15,7 +15,7 @@ import torch
 from prvr_ray.retrieval.blocks import Array, FrameBlock, Names, WindowGroup, as_tensor, window_groups
 from prvr_ray.retrieval.bounds import measure
 from prvr_ray.retrieval.memory import borrow_memory
-from prvr_ray.retrieval.products import TYPES, FusedProducts, Pairs, Products, full_precision, num_maxima
+from prvr_ray.retrieval.products import TYPES, BranchQueries, FusedProducts, Pairs, Products, full_precision, num_maxima
 from prvr_ray.retrieval.topk import Answers, merge_top_k, side_by_side
 
 __all__ = ["FrameBlock", "QueryBlocks", "TopK", "search"]
@@ -108,17 +108,19 @@ class Search:
         whose s + m lies below it, or below the k-th best score so far, are closed.
         """
         num_queries, k, num_extras = best.extras_QKE.shape
-        promised_Q = _kth_video(products.scores_WQ - products.slack_WQ, group, k)
-        open_WQ = products.scores_WQ + products.slack_WQ >= best.scores_QK[:, -1].maximum(promised_Q)
+        promised_Q = _kth_video(products.at_least(), group, k)
+        open_WQ = products.may_reach(best.scores_QK[:, -1].maximum(promised_Q))
         answers = _by_query(products.score(open_WQ), group, num_queries, num_extras)
         repeats = group.repeats_within or group.repeats_earlier
         return merge_top_k(side_by_side([best, answers]), k, self.names, repeats)
 
     def top_k(self) -> TopK:
         """The answers so far."""
-        best = self.best
+        best, name = self.best, self.names.__getitem__
+        lengths = (best.videos_QK >= 0).sum(1).tolist()
+        rows = zip(best.videos_QK.tolist(), lengths, strict=True)
         return TopK(
-            video_ids=[[self.names[video] for video in row if video >= 0] for row in best.videos_QK.tolist()],
+            video_ids=[list(map(name, row[:length])) for row, length in rows],
             scores=best.scores_QK.cpu().numpy(),
             windows=best.windows_QK.cpu().numpy(),
             branch_scores=best.extras_QKE[:, :, : len(self._weights)].float().cpu().numpy(),
@@ -137,21 +139,24 @@ class QueryBlocks:
         """
         if mode not in TYPES:
             raise ValueError(f"unknown mode {mode!r}; one of {', '.join(TYPES)}")
-        self.branches = [as_tensor(rows_QD).float() for rows_QD in queries]
-        shapes = [tuple(rows_QD.shape) for rows_QD in self.branches]
+        branches = [as_tensor(rows_QD).float() for rows_QD in queries]
+        shapes = [tuple(rows_QD.shape) for rows_QD in branches]
         if not shapes or len({shape[0] for shape in shapes}) > 1 or any(len(shape) != 2 for shape in shapes):
             raise ValueError(f"queries of shapes {shapes}: every branch needs one (Q, D) matrix, Q alike")
         self._dtype = TYPES[mode]
-        self.num_queries, self.device = shapes[0][0], self.branches[0].device
-        self._memory = borrow_memory(self, len(queries), self.device)
-        self._norms = [measure(rows_QD, rows_QD.to(self._dtype)) for rows_QD in self.branches]
-        for item in self._norms:
-            if (row := item.first_broken()) is not None:
-                raise ValueError(f"the vector of query {row} holds NaN or infinity")
+        self.num_queries, self.device = shapes[0][0], branches[0].device
+        self._shared = borrow_memory(self, "all branches", self.device)
+        self.branches = [self._branch(number, rows_QD) for number, rows_QD in enumerate(branches)]
+
+    def _branch(self, number: int, rows_QD: torch.Tensor) -> BranchQueries:
+        norms = measure(rows_QD, rows_QD.to(self._dtype))
+        if (row := norms.first_broken()) is not None:
+            raise ValueError(f"the vector of query {row} holds NaN or infinity")
+        return BranchQueries(rows_QD, norms, borrow_memory(self, f"branch {number}", self.device))
 
     def groups(self, blocks: Iterable[FrameBlock], names: Names, first_window: int = 0) -> Iterator[WindowGroup]:
         """The blocks' windows as groups on the queries' device."""
-        dims = [rows_QD.shape[1] for rows_QD in self.branches]
+        dims = [branch.rows_QD.shape[1] for branch in self.branches]
         for group in window_groups(blocks, names, self.device, _GROUP_ROWS, first_window):
             found = [branch.stored_RD.shape[1] for branch in group.branches]
             if found != dims:
@@ -164,8 +169,7 @@ class QueryBlocks:
         step = max(1, min(_QUERY_BLOCK[self.device.type], _MAXIMA[self.device.type] // most))
         for start in range(0, self.num_queries, step):
             rows = slice(start, start + step)
-            queries = [rows_QD[rows] for rows_QD in self.branches]
-            products = Products(group, queries, [item[rows] for item in self._norms], self._memory, self._dtype)
+            products = Products(group, [branch[rows] for branch in self.branches], self._shared, self._dtype)
             if (window := products.broken_window()) is not None:
                 raise ValueError(
                     f"frames of video {names[int(group.videos_W[window])]!r} hold NaN or infinity, or are too long"

@@ -1,5 +1,7 @@
 """Search against a float64 brute force, and fast against exact."""
 
+from collections import defaultdict
+
 import numpy as np
 import pytest
 import torch
@@ -63,22 +65,23 @@ def test_searches_within_a_search_change_no_answer(mode):
     assert_identical(search(queries, interrupted(), 10, mode), search(queries, as_blocks(world, [9]), 10, mode))
 
 
-def test_memory_has_one_owner_and_goes_to_the_next_unless_it_is_large(monkeypatch):
-    spare, cpu = list[memory.Memory](), torch.device("cpu")
+def test_memory_has_one_user_and_goes_to_the_next_of_its_purpose_unless_it_is_large(monkeypatch):
+    spare, cpu = defaultdict[str, list[memory.Memory]](list), torch.device("cpu")
     monkeypatch.setattr(memory, "_SPARE", spare)
     monkeypatch.setattr(memory, "_SPARE_BYTES", 4096)
     owners = [set(), set()]  # sets can be referred to weakly
-    (small,), (large,) = (memory.borrow_memory(owner, 1, cpu) for owner in owners)
+    small, large = (memory.borrow_memory(owner, "maxima", cpu) for owner in owners)
     assert small is not large
-    small.matrix("windows", (4, 8), torch.float32, cpu)
-    large.matrix("windows", (4, 1024), torch.bfloat16, cpu)
+    small.tensor("windows", (4, 8))
+    large.tensor("windows", (4, 1024), torch.bfloat16)
     owners.clear()
-    assert spare == [small]
-    owners.append(set())
-    assert memory.borrow_memory(owners[0], 1, cpu) == [small]
-    assert spare == []
-    owners.clear()
-    assert spare == [small]
+    assert spare["maxima"] == [small]
+    with memory.borrowed_memory("tile", cpu) as tile:
+        assert tile is not small
+    with memory.borrowed_memory("maxima", cpu) as again:
+        assert again is small
+        assert spare["maxima"] == []
+    assert spare == {"maxima": [small], "tile": [tile]}
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -141,7 +144,8 @@ def test_products_stay_within_the_stated_slack(dim, setting, monkeypatch):
         frames = torch.from_numpy(unit_rows(rng, (200, dim), np.float16))
         norms = [bounds.measure(rows.float(), rows.float().to(dtype)) for rows in (queries, frames)]
         slack_Q = bounds.slack(norms[0], norms[1].largest(), dim)
-        product = products.multiplier(queries.to(dtype))(frames.float().to(dtype)).double().T
+        multiply, place = products.multiplier(queries.to(dtype)), memory.Memory(queries.device)
+        product = multiply(frames.float().to(dtype), place).double().T
         error = (product - queries.double() @ frames.double().T).abs()
         bound = slack_Q[:, None] + bounds.relative_slack(dtype) * product.abs()
         assert (error <= bound).all()
