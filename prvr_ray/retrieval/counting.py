@@ -15,7 +15,8 @@ import torch
 
 from prvr_ray.retrieval.blocks import Array, FrameBlock, Names, WindowGroup
 from prvr_ray.retrieval.metrics import ranks_from_counts
-from prvr_ray.retrieval.products import FusedProducts, full_precision, fuse
+from prvr_ray.retrieval.multiplying import full_precision
+from prvr_ray.retrieval.products import FusedProducts, fuse
 from prvr_ray.retrieval.routine import window_dots
 from prvr_ray.retrieval.scoring import QueryBlocks, best_of_videos
 

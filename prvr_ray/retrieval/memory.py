@@ -4,6 +4,7 @@ Fresh pages cost a search on two cores 5 to 15 % of its time, and the allocator 
 """
 
 import contextlib
+import itertools
 import math
 import threading
 import weakref
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 
 _SPARE = defaultdict[str, list["Memory"]](list)  # what nobody uses, by purpose: sizes differ between purposes
-_SPARE_BYTES = 1 << 28  # of each purpose
+_SPARE_BYTES = 1 << 29  # of all of it
 _SPARE_LOCK = threading.RLock()  # a finalizer may run while its own thread holds it
 
 
@@ -64,9 +65,9 @@ def _borrow(purpose: str, device: torch.device) -> Memory:
 def _give_back(purpose: str, memory: Memory) -> None:
     """The process keeps it for the next one, within limits; a GPU's memory torch itself keeps."""
     with _SPARE_LOCK:
-        spare = _SPARE[purpose]
+        spare = itertools.chain.from_iterable(_SPARE.values())
         if memory.device.type == "cpu" and sum(item.num_bytes for item in [*spare, memory]) <= _SPARE_BYTES:
-            spare.append(memory)
+            _SPARE[purpose].append(memory)
 
 
 def _fresh(num_bytes: int, device: torch.device) -> torch.Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from prvr_ray.retrieval.blocks import Array, BranchRows, FrameBlock, as_tensor
-from prvr_ray.retrieval.products import full_precision
+from prvr_ray.retrieval.multiplying import full_precision
 from prvr_ray.retrieval.routine import window_dots
 
 

@@ -10,11 +10,7 @@ Shape suffixes: Q queries, W windows, R rows (frames of all windows), D features
 window, C rows of a chunk, P pairs of a query and a window, E pairs of a query and a chunk, B branches.
 """
 
-import contextlib
-import itertools
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,9 +19,10 @@ import torch
 from prvr_ray.retrieval.blocks import BranchRows, WindowGroup, spans
 from prvr_ray.retrieval.bounds import Norms, measure, relative_slack, slack
 from prvr_ray.retrieval.memory import Memory, borrowed_memory
+from prvr_ray.retrieval.multiplying import multiplier, on_threads
 from prvr_ray.retrieval.routine import row_dots
+from prvr_ray.retrieval.tiles import CHUNK, Run, chunk_edges, chunk_maxima, first_chunks, tiles
 
-CHUNK = 8  # rows under one kept maximum: what the routine visits again for a selected pair
 TYPES = {"exact": torch.float32, "fast": torch.bfloat16}
 _TILE_PRODUCTS = {"cpu": 1 << 20, "cuda": 1 << 28}  # a tile of products stays in the cache, or fills the device
 _MAX_TILE_ROWS = 1 << 14
@@ -56,7 +53,7 @@ class BranchQueries:
 
 def num_maxima(rows: BranchRows) -> int:
     """How many maxima are kept for each query: of chunks and of windows."""
-    return int(_first_chunks(rows.offsets)[-1]) + len(rows.offsets) - 1
+    return int(first_chunks(rows.offsets)[-1]) + len(rows.offsets) - 1
 
 
 class BranchProducts:
@@ -72,9 +69,9 @@ class BranchProducts:
         queries_QD, memory = queries.rows_QD, queries.memory
         num_queries, dim = queries_QD.shape
         self.rows, self._queries_QD = rows, queries_QD
-        self._first_chunk = _first_chunks(rows.offsets)
+        self._first_chunk = first_chunks(rows.offsets)
         self._chunks = torch.from_numpy(self._first_chunk).to(queries_QD.device)
-        self._chunk_rows = torch.from_numpy(_chunk_edges(rows.offsets, self._first_chunk)).to(queries_QD.device)
+        self._chunk_rows = torch.from_numpy(chunk_edges(rows.offsets, self._first_chunk)).to(queries_QD.device)
         self._chunk_max_KQ = memory.tensor("chunks", (int(self._first_chunk[-1]), num_queries), dtype)
         self._kept_max_WQ = memory.tensor("windows", (len(rows.offsets) - 1, num_queries), dtype)
         self.frame_norms = self._multiply(queries_QD.to(dtype))
@@ -89,9 +86,9 @@ class BranchProducts:
         """Fill the maxima, tile by tile; the largest norms of all frames."""
         device = queries_QD.device.type
         tile_rows = min(_TILE_PRODUCTS[device] // max(1, len(queries_QD)), _MAX_TILE_ROWS)
-        tiles = _tiles(self.rows.offsets, self._first_chunk, tile_rows)
+        cut = tiles(self.rows.offsets, self._first_chunk, tile_rows)
         multiply = multiplier(queries_QD)
-        waiting, largest = iter(tiles), list[Norms]()
+        waiting, largest = iter(cut), list[Norms]()
 
         def multiply_some() -> None:
             with borrowed_memory("tile", queries_QD.device) as memory:
@@ -101,15 +98,15 @@ class BranchProducts:
                     largest.append(measure(rows_RD, rounded_RD, memory).largest())
                     self._keep_maxima(multiply(rounded_RD, memory), tile.runs)
 
-        _on_threads(multiply_some, len(tiles) if device == "cpu" else 1)
+        on_threads(multiply_some, len(cut) if device == "cpu" else 1)
         return Norms(torch.stack([n.norm for n in largest]), torch.stack([n.rounding for n in largest])).largest()
 
-    def _keep_maxima(self, products_RQ: torch.Tensor, runs: list["_Run"]) -> None:
+    def _keep_maxima(self, products_RQ: torch.Tensor, runs: list[Run]) -> None:
         """Maxima of a tile's windows, whose rows the products are."""
         for run in runs:
             shape = (run.windows.stop - run.windows.start, -1, products_RQ.shape[1])
             chunks_WKQ = self._chunk_max_KQ[run.chunks].view(shape)
-            _chunk_maxima(products_RQ[run.rows].view(shape), chunks_WKQ)
+            chunk_maxima(products_RQ[run.rows].view(shape), chunks_WKQ)
             torch.amax(chunks_WKQ, 1, out=self._kept_max_WQ[run.windows])
 
     def score(
@@ -237,129 +234,7 @@ def fuse(weights: Sequence[float], branch_scores: Sequence[torch.Tensor]) -> tor
     return fused
 
 
-def multiplier(queries_QD: torch.Tensor) -> Callable[[torch.Tensor, Memory], torch.Tensor]:
-    """What multiplies rows, (R, D), with all queries: (R, Q), all in the queries' dtype; it may lie in the memory.
-
-    In float32 on a CPU oneDNN takes the place of `torch.mm`'s MKL: 8 % faster on an AMD Zen 4, for the queries are laid
-    out once. Torch has it in operators of its own compiler only; where they are missing, `torch.mm` multiplies.
-    """
-    if _suits_onednn(queries_QD):
-        packed = torch.ops.mkldnn._reorder_linear_weight(queries_QD.contiguous())
-        return lambda rows_RD, _: torch.ops.mkldnn._linear_pointwise(rows_RD, packed, None, "none", [], "")
-    queries_DQ = queries_QD.T
-
-    def multiply(rows_RD: torch.Tensor, memory: Memory) -> torch.Tensor:
-        products_RQ = memory.tensor("products", (len(rows_RD), len(queries_QD)), queries_QD.dtype)
-        return torch.mm(rows_RD, queries_DQ, out=products_RQ)  # given its output, autocast leaves the product alone
-
-    return multiply
-
-
-def _suits_onednn(queries_QD: torch.Tensor) -> bool:
-    """Whether oneDNN is there, and its precision is torch's (`full_precision`), not one that the environment sets."""
-    return (
-        queries_QD.device.type == "cpu"
-        and queries_QD.dtype == torch.float32
-        and queries_QD.numel() > 0
-        and torch.backends.mkldnn.is_available()
-        and bool(torch.backends.mkldnn.enabled)
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-        and not any(f"{name}_DEFAULT_FPMATH_MODE" in os.environ for name in ("ONEDNN", "DNNL"))
-    )
-
-
-def _chunk_maxima(products_WFQ: torch.Tensor, chunk_max_WKQ: torch.Tensor) -> None:
-    """Write the maximum of every CHUNK frames, the last chunk of a window being shorter."""
-    whole = products_WFQ.shape[1] // CHUNK
-    if whole:
-        chunks_WKCQ = products_WFQ[:, : whole * CHUNK].view(len(products_WFQ), whole, CHUNK, -1)
-        torch.amax(chunks_WKCQ, 2, out=chunk_max_WKQ[:, :whole])
-    if whole < chunk_max_WKQ.shape[1]:
-        torch.amax(products_WFQ[:, whole * CHUNK :], 1, keepdim=True, out=chunk_max_WKQ[:, whole:])
-
-
-def _first_chunks(offsets: np.ndarray) -> np.ndarray:
-    """The first chunk of each window, and the number of all chunks: (W + 1,)."""
-    return np.concatenate([[0], np.cumsum(-(-np.diff(offsets) // CHUNK))])
-
-
-def _chunk_edges(offsets: np.ndarray, first_chunk: np.ndarray) -> np.ndarray:
-    """Rows at which chunks begin, and the end: (K + 1,)."""
-    place_K = np.arange(first_chunk[-1]) - np.repeat(first_chunk[:-1], np.diff(first_chunk))
-    return np.append(np.repeat(offsets[:-1], np.diff(first_chunk)) + place_K * CHUNK, offsets[-1])
-
-
-@dataclass(frozen=True)
-class _Run:
-    """Windows of one length side by side: where they and their chunks lie among all, and their rows in the tile."""
-
-    windows: slice
-    chunks: slice
-    rows: slice
-
-
-@dataclass(frozen=True)
-class _Tile:
-    """Windows [start, stop) that are multiplied at once."""
-
-    start: int
-    stop: int
-    runs: list[_Run]
-
-
-def _tiles(offsets: np.ndarray, first_chunk: np.ndarray, max_rows: int) -> list[_Tile]:
-    """Cut windows into tiles of at most max_rows rows, or one window each. Python's numbers: NumPy's slice slowly."""
-    cuts = list(spans(offsets, max_rows))
-    changes = np.flatnonzero(np.diff(offsets, n=2)) + 1
-    edges = np.unique(np.concatenate([[start for start, _ in cuts], changes, [len(offsets) - 1]]))
-    windows, chunks, rows = (
-        [slice(low, high) for low, high in itertools.pairwise(places.tolist())]
-        for places in (edges, first_chunk[edges], offsets[edges])
-    )
-    borders = np.searchsorted(edges, [start for start, _ in cuts] + [len(offsets) - 1]).tolist()
-    tiles = []
-    for (start, stop), (low, high) in zip(cuts, itertools.pairwise(borders), strict=True):
-        first = rows[low].start
-        in_tile = [slice(part.start - first, part.stop - first) for part in rows[low:high]]
-        tiles.append(_Tile(start, stop, list(map(_Run, windows[low:high], chunks[low:high], in_tile))))
-    return tiles
-
-
 def _rounded(rows_RD: torch.Tensor, dtype: torch.dtype, memory: Memory) -> torch.Tensor:
     if rows_RD.dtype == dtype:
         return rows_RD
     return memory.tensor("rounded", rows_RD.shape, dtype).copy_(rows_RD)
-
-
-def _on_threads(work: Callable[[], None], most: int) -> None:
-    """Run the same work on as many threads as torch may use, `most` at most, with one thread of torch's for each.
-
-    A tile stays in the cache of the core that made it, and no small step waits for all threads.
-    """
-    num_threads = torch.get_num_threads()
-    if min(num_threads, most) == 1:
-        work()
-        return
-    try:
-        with ThreadPoolExecutor(initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for done in [pool.submit(work) for _ in range(min(num_threads, most))]:
-                done.result()
-    finally:
-        torch.set_num_threads(num_threads)  # what the threads set holds for the process
-
-
-@contextlib.contextmanager
-def full_precision() -> Iterator[None]:
-    """Keep float32 products and bfloat16 sums as the bound assumes them, whatever the process has set."""
-    precision = torch.get_float32_matmul_precision()
-    cuda = torch.backends.cuda.matmul
-    reduced = cuda.allow_bf16_reduced_precision_reduction
-    torch.set_float32_matmul_precision("highest")
-    cuda.allow_bf16_reduced_precision_reduction = False
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-        cuda.allow_bf16_reduced_precision_reduction = reduced

@@ -15,7 +15,8 @@ import torch
 from prvr_ray.retrieval.blocks import Array, FrameBlock, Names, WindowGroup, as_tensor, window_groups
 from prvr_ray.retrieval.bounds import measure
 from prvr_ray.retrieval.memory import borrow_memory
-from prvr_ray.retrieval.products import TYPES, BranchQueries, FusedProducts, Pairs, Products, full_precision, num_maxima
+from prvr_ray.retrieval.multiplying import full_precision
+from prvr_ray.retrieval.products import TYPES, BranchQueries, FusedProducts, Pairs, Products, num_maxima
 from prvr_ray.retrieval.topk import Answers, merge_top_k, side_by_side
 
 __all__ = ["FrameBlock", "QueryBlocks", "TopK", "search"]

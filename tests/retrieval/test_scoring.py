@@ -7,7 +7,7 @@ import pytest
 import torch
 from ragged_worlds import as_blocks, assert_equals_brute_force, brute_force_scores, ragged_world, unit_rows
 
-from prvr_ray.retrieval import bounds, memory, products, scoring
+from prvr_ray.retrieval import bounds, memory, multiplying, products, scoring
 from prvr_ray.retrieval.scoring import FrameBlock, search
 
 MODES = ("exact", "fast")
@@ -137,14 +137,14 @@ def test_fast_equals_exact_on_adversarial_near_ties(level):
 def test_products_stay_within_the_stated_slack(dim, setting, monkeypatch):
     if setting:  # the environment sets oneDNN's precision: float32 goes elsewhere
         monkeypatch.setenv(setting, "BF16")
-        assert not products._suits_onednn(torch.ones(1, dim))
+        assert not multiplying._suits_onednn(torch.ones(1, dim))
     rng = np.random.default_rng(dim)
     for dtype in (torch.float32, torch.bfloat16):
         queries = torch.from_numpy(unit_rows(rng, (50, dim)) * rng.uniform(0.1, 3, (50, 1)).astype(np.float32))
         frames = torch.from_numpy(unit_rows(rng, (200, dim), np.float16))
         norms = [bounds.measure(rows.float(), rows.float().to(dtype)) for rows in (queries, frames)]
         slack_Q = bounds.slack(norms[0], norms[1].largest(), dim)
-        multiply, place = products.multiplier(queries.to(dtype)), memory.Memory(queries.device)
+        multiply, place = multiplying.multiplier(queries.to(dtype)), memory.Memory(queries.device)
         product = multiply(frames.float().to(dtype), place).double().T
         error = (product - queries.double() @ frames.double().T).abs()
         bound = slack_Q[:, None] + bounds.relative_slack(dtype) * product.abs()
@@ -221,7 +221,7 @@ def test_autocast_changes_no_answer(mode, has_onednn, monkeypatch):
     queries = some_queries(rng, 8, (64,), (1.0,))
     expected = search(queries, as_blocks(world, [50]), 10, mode)
     if not has_onednn:
-        monkeypatch.setattr(products, "_suits_onednn", lambda queries_QD: False)
+        monkeypatch.setattr(multiplying, "_suits_onednn", lambda queries_QD: False)
     for dtype in (torch.float16, torch.bfloat16):
         with torch.autocast("cpu", dtype):
             assert_identical(search(queries, as_blocks(world, [50]), 10, mode), expected)

@@ -1,0 +1,78 @@
+"""Matrix products of frames with queries, on every core, in the precision that the bound assumes.
+
+Shape suffixes: Q queries, R rows, D features.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from prvr_ray.retrieval.memory import Memory
+
+
+def multiplier(queries_QD: torch.Tensor) -> Callable[[torch.Tensor, Memory], torch.Tensor]:
+    """What multiplies rows, (R, D), with all queries: (R, Q), all in the queries' dtype; it may lie in the memory.
+
+    In float32 on a CPU oneDNN takes the place of `torch.mm`'s MKL: 8 % faster on an AMD Zen 4, for the queries are laid
+    out once. Torch has it in operators of its own compiler only; where they are missing, `torch.mm` multiplies.
+    """
+    if _suits_onednn(queries_QD):
+        packed = torch.ops.mkldnn._reorder_linear_weight(queries_QD.contiguous())
+        return lambda rows_RD, _: torch.ops.mkldnn._linear_pointwise(rows_RD, packed, None, "none", [], "")
+    queries_DQ = queries_QD.T
+
+    def multiply(rows_RD: torch.Tensor, memory: Memory) -> torch.Tensor:
+        products_RQ = memory.tensor("products", (len(rows_RD), len(queries_QD)), queries_QD.dtype)
+        return torch.mm(rows_RD, queries_DQ, out=products_RQ)  # given its output, autocast leaves the product alone
+
+    return multiply
+
+
+def _suits_onednn(queries_QD: torch.Tensor) -> bool:
+    """Whether oneDNN is there, and its precision is torch's (`full_precision`), not one that the environment sets."""
+    return (
+        queries_QD.device.type == "cpu"
+        and queries_QD.dtype == torch.float32
+        and queries_QD.numel() > 0
+        and torch.backends.mkldnn.is_available()
+        and bool(torch.backends.mkldnn.enabled)
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        and not any(f"{name}_DEFAULT_FPMATH_MODE" in os.environ for name in ("ONEDNN", "DNNL"))
+    )
+
+
+def on_threads(work: Callable[[], None], most: int) -> None:
+    """Run the same work on as many threads as torch may use, `most` at most, with one thread of torch's for each.
+
+    A tile stays in the cache of the core that made it, and no small step waits for all threads.
+    """
+    num_threads = torch.get_num_threads()
+    if min(num_threads, most) == 1:
+        work()
+        return
+    try:
+        with ThreadPoolExecutor(initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for done in [pool.submit(work) for _ in range(min(num_threads, most))]:
+                done.result()
+    finally:
+        torch.set_num_threads(num_threads)  # what the threads set holds for the process
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Keep float32 products and bfloat16 sums as the bound assumes them, whatever the process has set."""
+    precision = torch.get_float32_matmul_precision()
+    cuda = torch.backends.cuda.matmul
+    reduced = cuda.allow_bf16_reduced_precision_reduction
+    torch.set_float32_matmul_precision("highest")
+    cuda.allow_bf16_reduced_precision_reduction = False
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        cuda.allow_bf16_reduced_precision_reduction = reduced
