@@ -1,0 +1,48 @@
+"""Windows cut into chunks and tiles, against a plain loop."""
+
+import numpy as np
+import pytest
+import torch
+
+from prvr_ray.retrieval.tiles import CHUNK, chunk_edges, chunk_maxima, first_chunks, tiles
+
+
+def chunks_of(lengths):
+    """(window, first row, stop row) of every chunk."""
+    chunks, row = [], 0
+    for window, length in enumerate(lengths):
+        chunks += [(window, row + low, row + min(low + CHUNK, length)) for low in range(0, length, CHUNK)]
+        row += length
+    return chunks
+
+
+@pytest.mark.parametrize("max_rows", [1, 7, 40, 1000])
+@pytest.mark.parametrize("lengths", [[1], [8, 8, 8], [3, 3, 16, 17, 17, 17, 2, 90], [5] * 30 + [9] * 4])
+def test_tiles_cover_every_window_once_in_runs_of_one_length(lengths, max_rows):
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    first_chunk = first_chunks(offsets)
+    chunks = chunks_of(lengths)
+    assert chunk_edges(offsets, first_chunk).tolist() == [low for _, low, _ in chunks] + [sum(lengths)]
+
+    cut = tiles(offsets, first_chunk, max_rows)
+    assert [window for tile in cut for window in range(tile.start, tile.stop)] == list(range(len(lengths)))
+    for tile in cut:
+        rows = sum(lengths[tile.start : tile.stop])
+        assert rows <= max_rows or tile.stop == tile.start + 1
+        assert [window for run in tile.runs for window in range(len(lengths))[run.windows]] == list(
+            range(tile.start, tile.stop)
+        )
+        assert [row for run in tile.runs for row in range(rows)[run.rows]] == list(range(rows))
+        for run in tile.runs:
+            assert len(set(lengths[run.windows])) == 1
+            windows = range(len(lengths))[run.windows]
+            assert [chunk for chunk in chunks if chunk[0] in windows] == chunks[run.chunks]
+
+
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 16, 23])
+def test_chunk_maxima_take_every_frame(length):
+    products = torch.randn(3, length, 5, generator=torch.Generator().manual_seed(length))
+    kept = torch.full((3, -(-length // CHUNK), 5), torch.nan)
+    chunk_maxima(products, kept)
+    expected = [products[:, low : low + CHUNK].numpy().max(1) for low in range(0, length, CHUNK)]
+    np.testing.assert_array_equal(kept.numpy(), np.stack(expected, axis=1))
