@@ -103,7 +103,10 @@ def examined_share(block: FrameBlock, queries: list[tuple[float, np.ndarray]], m
 
 
 def kernel(rng: np.random.Generator, num_videos: int, num_queries: int) -> dict[str, float]:
-    """Every layout of the products, `exact` and `fast` take turns; a ratio is the median of the rounds' ratios."""
+    """`exact`, `fast` and the products in every layout take turns.
+
+    A ratio is the median of the rounds' ratios to the layout with the best median.
+    """
     block = clustered_block(rng, num_videos)
     queries = queries_near(rng, block, num_queries)
     modes: list[Callable[[], object]] = [partial(search, queries, [block], K, mode) for mode in ("exact", "fast")]

@@ -1,6 +1,7 @@
 """Frames as they arrive (`FrameBlock`) and as they are multiplied (`WindowGroup`): ragged, never padded.
 
-Shape suffixes: V windows of a block, W windows of a group, R rows (frames of all windows together), D features.
+Shape suffixes: V windows of a block, W windows of a group, R rows (frames of all windows together), N rows of any kind,
+D features.
 """
 
 import warnings

@@ -53,7 +53,7 @@ class Norms:
         return int(broken[0]) if len(broken) else None
 
 
-def measure(rows_ND: torch.Tensor, rounded_ND: torch.Tensor, memory: Memory | None = None) -> Norms:
+def measure(rows_ND: torch.Tensor, rounded_ND: torch.Tensor, memory: Memory) -> Norms:
     """Measure each row for the bound.
 
     Args:
@@ -64,7 +64,7 @@ def measure(rows_ND: torch.Tensor, rounded_ND: torch.Tensor, memory: Memory | No
     norm_N = torch.linalg.vector_norm(rows_ND, dim=1)
     if rounded_ND.dtype == torch.float32:
         return Norms(norm_N, torch.zeros_like(norm_N))
-    lost_ND = (memory or Memory(rows_ND.device)).tensor("lost", rows_ND.shape)
+    lost_ND = memory.tensor("lost", rows_ND.shape)
     return Norms(norm_N, torch.linalg.vector_norm(lost_ND.copy_(rounded_ND).sub_(rows_ND), dim=1))
 
 

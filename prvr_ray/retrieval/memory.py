@@ -31,7 +31,7 @@ class Memory:
         return sum(map(len, self._kept.values()))
 
     def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """Of that shape, its values as they come; the next tensor of that name takes its place."""
+        """A tensor of that shape and type, its values as they come; the next one of that name takes its place."""
         num_bytes = math.prod(shape) * dtype.itemsize
         if name not in self._kept or len(self._kept[name]) < num_bytes:
             self._kept.pop(name, None)  # before its successor comes
@@ -41,7 +41,7 @@ class Memory:
 
 @contextlib.contextmanager
 def borrowed_memory(purpose: str, device: torch.device) -> Iterator[Memory]:
-    """Memory that nobody else has until the block ends."""
+    """Memory that nobody else has until the block ends; `purpose` and `device` as for `memory_of`."""
     memory = _borrow(purpose, device)
     try:
         yield memory
@@ -49,8 +49,14 @@ def borrowed_memory(purpose: str, device: torch.device) -> Iterator[Memory]:
         _give_back(purpose, memory)
 
 
-def borrow_memory(owner: object, purpose: str, device: torch.device) -> Memory:
-    """Memory that nobody else has until the owner is gone."""
+def memory_of(owner: object, purpose: str, device: torch.device) -> Memory:
+    """Memory that nobody else has until the owner is gone.
+
+    Args:
+        owner: anything that can be referred to weakly.
+        purpose: users of one purpose need memory of about one size.
+        device: where the tensors will lie.
+    """
     memory = _borrow(purpose, device)
     weakref.finalize(owner, _give_back, purpose, memory)
     return memory
@@ -74,4 +80,4 @@ def _fresh(num_bytes: int, device: torch.device) -> torch.Tensor:
     """Bytes as they come. NumPy asks for huge pages: 92 MB cost 8 ms then, not 36."""
     if device.type != "cpu":
         return torch.empty(num_bytes, dtype=torch.uint8, device=device)
-    return torch.from_numpy(np.empty(num_bytes, np.uint8))
+    return torch.from_numpy(np.empty(max(1, num_bytes), np.uint8))  # of no byte torch allows no view

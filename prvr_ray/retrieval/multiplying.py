@@ -49,29 +49,41 @@ def on_threads(work: Callable[[], None], most: int) -> None:
     """Run the same work on as many threads as torch may use, `most` at most, with one thread of torch's for each.
 
     A tile stays in the cache of the core that made it, and no small step waits for all threads.
+
+    Args:
+        work: called once on each thread; what it takes its parts from is shared.
+        most: the number of parts.
     """
     num_threads = torch.get_num_threads()
     if min(num_threads, most) == 1:
         work()
         return
     try:
-        with ThreadPoolExecutor(initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(initializer=_begin_thread) as pool:
             for done in [pool.submit(work) for _ in range(min(num_threads, most))]:
                 done.result()
     finally:
         torch.set_num_threads(num_threads)  # what the threads set holds for the process
 
 
+def _begin_thread() -> None:
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)  # each thread has its own
+
+
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """Keep float32 products and bfloat16 sums as the bound assumes them, whatever the process has set."""
+    """Keep float32 products and bfloat16 sums as the bound assumes them, whatever the process has set.
+
+    No gradients either, and no inference mode: its tensors cannot be written to by other threads and later searches.
+    """
     precision = torch.get_float32_matmul_precision()
     cuda = torch.backends.cuda.matmul
     reduced = cuda.allow_bf16_reduced_precision_reduction
     torch.set_float32_matmul_precision("highest")
     cuda.allow_bf16_reduced_precision_reduction = False
     try:
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             yield
     finally:
         torch.set_float32_matmul_precision(precision)

@@ -26,7 +26,7 @@ from prvr_ray.retrieval.tiles import CHUNK, Run, chunk_edges, chunk_maxima, firs
 TYPES = {"exact": torch.float32, "fast": torch.bfloat16}
 _TILE_PRODUCTS = {"cpu": 1 << 20, "cuda": 1 << 28}  # a tile of products stays in the cache, or fills the device
 _MAX_TILE_ROWS = 1 << 14
-_ROUTINE_ROWS = 1 << 14  # rows of all branches that the routine may read at a time: 25 MB at 384 features
+_ROUTINE_ROWS = 1 << 14  # rows of all branches that the routine may read at a time: 38 MB at 384 features
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +60,7 @@ class BranchProducts:
     """One branch: products of a group's frames and a query block, kept as maxima over chunks and over windows.
 
     Attributes:
+        first_chunk: the first chunk of each window, and the number of all chunks, (W + 1,).
         window_max_WQ: float32.
         frame_norms: the largest of the group's frames; not finite where a frame is not.
         slack_WQ: the bound for each of them; one row may stand for all windows.
@@ -69,10 +70,10 @@ class BranchProducts:
         queries_QD, memory = queries.rows_QD, queries.memory
         num_queries, dim = queries_QD.shape
         self.rows, self._queries_QD = rows, queries_QD
-        self._first_chunk = first_chunks(rows.offsets)
-        self._chunks = torch.from_numpy(self._first_chunk).to(queries_QD.device)
-        self._chunk_rows = torch.from_numpy(chunk_edges(rows.offsets, self._first_chunk)).to(queries_QD.device)
-        self._chunk_max_KQ = memory.tensor("chunks", (int(self._first_chunk[-1]), num_queries), dtype)
+        self.first_chunk = first_chunks(rows.offsets)
+        self._chunks = torch.from_numpy(self.first_chunk).to(queries_QD.device)
+        self._chunk_rows = torch.from_numpy(chunk_edges(rows.offsets, self.first_chunk)).to(queries_QD.device)
+        self._chunk_max_KQ = memory.tensor("chunks", (int(self.first_chunk[-1]), num_queries), dtype)
         self._kept_max_WQ = memory.tensor("windows", (len(rows.offsets) - 1, num_queries), dtype)
         self.frame_norms = self._multiply(queries_QD.to(dtype))
         self.window_max_WQ, self.slack_WQ = self._kept_max_WQ, slack(queries.norms, self.frame_norms, dim)[None]
@@ -86,7 +87,7 @@ class BranchProducts:
         """Fill the maxima, tile by tile; the largest norms of all frames."""
         device = queries_QD.device.type
         tile_rows = min(_TILE_PRODUCTS[device] // max(1, len(queries_QD)), _MAX_TILE_ROWS)
-        cut = tiles(self.rows.offsets, self._first_chunk, tile_rows)
+        cut = tiles(self.rows.offsets, self.first_chunk, tile_rows)
         multiply = multiplier(queries_QD)
         waiting, largest = iter(cut), list[Norms]()
 
@@ -120,7 +121,7 @@ class BranchProducts:
         slack_P = self.slack_WQ.expand_as(self.window_max_WQ)[window_P, query_P]
         level_P = self.window_max_WQ[window_P, query_P] - 2 * slack_P
         pair_E, place_E = (max_PK >= level_P[:, None]).nonzero(as_tuple=True)
-        span = slice(int(self._first_chunk[start]), int(self._first_chunk[stop]))
+        span = slice(int(self.first_chunk[start]), int(self.first_chunk[stop]))
         score_E = self._score_chunks(query_P[pair_E], chunk_PK[pair_E, place_E], span, memory)
         return level_P.scatter_reduce_(0, pair_E, score_E, "amax", include_self=False)
 
@@ -167,7 +168,8 @@ class Products:
         """
         self.branches = [BranchProducts(*pair, dtype) for pair in zip(group.branches, queries, strict=True)]
         self.shared = shared
-        self.spans = list(spans(np.sum([branch.offsets for branch in group.branches], axis=0), _ROUTINE_ROWS))
+        chunks = np.sum([branch.first_chunk for branch in self.branches], axis=0)
+        self.spans = list(spans(CHUNK * chunks, _ROUTINE_ROWS))
 
     def broken_window(self) -> int | None:
         """The first window with a frame whose norm is no finite float32."""
@@ -184,7 +186,7 @@ class Products:
 class FusedProducts:
     """Scores of windows under one weighting: by the products, (W, Q), and on demand by the routine.
 
-    Good until the same products are fused anew.
+    Good until the products are fused anew or others take their place.
     """
 
     def __init__(self, products: Products, weights: Sequence[float]):

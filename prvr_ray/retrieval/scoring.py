@@ -14,7 +14,7 @@ import torch
 
 from prvr_ray.retrieval.blocks import Array, FrameBlock, Names, WindowGroup, as_tensor, window_groups
 from prvr_ray.retrieval.bounds import measure
-from prvr_ray.retrieval.memory import borrow_memory
+from prvr_ray.retrieval.memory import memory_of
 from prvr_ray.retrieval.multiplying import full_precision
 from prvr_ray.retrieval.products import TYPES, BranchQueries, FusedProducts, Pairs, Products, num_maxima
 from prvr_ray.retrieval.topk import Answers, merge_top_k, side_by_side
@@ -22,7 +22,7 @@ from prvr_ray.retrieval.topk import Answers, merge_top_k, side_by_side
 __all__ = ["FrameBlock", "QueryBlocks", "TopK", "search"]
 
 _QUERY_BLOCK = {"cpu": 2048, "cuda": 16_384}
-_MAXIMA = {"cpu": 1 << 27, "cuda": 1 << 30}  # values that a branch keeps of a group and a query block: 0.5 and 4 GB
+_MAXIMA = {"cpu": 1 << 27, "cuda": 1 << 30}  # maxima that a branch keeps of a group and a query block: 0.5 and 4 GB
 _GROUP_ROWS = 1 << 18  # rows of the first branch in one group: 200 MB of float16 at 384 features
 
 
@@ -146,14 +146,14 @@ class QueryBlocks:
             raise ValueError(f"queries of shapes {shapes}: every branch needs one (Q, D) matrix, Q alike")
         self._dtype = TYPES[mode]
         self.num_queries, self.device = shapes[0][0], branches[0].device
-        self._shared = borrow_memory(self, "all branches", self.device)
+        self._shared = memory_of(self, "all branches", self.device)
         self.branches = [self._branch(number, rows_QD) for number, rows_QD in enumerate(branches)]
 
     def _branch(self, number: int, rows_QD: torch.Tensor) -> BranchQueries:
-        norms = measure(rows_QD, rows_QD.to(self._dtype))
+        norms = measure(rows_QD, rows_QD.to(self._dtype), self._shared)
         if (row := norms.first_broken()) is not None:
             raise ValueError(f"the vector of query {row} holds NaN or infinity")
-        return BranchQueries(rows_QD, norms, borrow_memory(self, f"branch {number}", self.device))
+        return BranchQueries(rows_QD, norms, memory_of(self, f"branch {number}", self.device))
 
     def groups(self, blocks: Iterable[FrameBlock], names: Names, first_window: int = 0) -> Iterator[WindowGroup]:
         """The blocks' windows as groups on the queries' device."""

@@ -72,11 +72,14 @@ def test_a_relevant_video_that_is_not_there_ranks_behind_all():
     assert found[1][0] <= 9
 
 
-def test_nothing_to_rank():
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+def test_nothing_to_rank(mode):
     rng = np.random.default_rng(3)
     queries = [(1.0, unit_rows(rng, (2, 8)))]
-    assert [r.tolist() for r in count(queries, [], [["a"], []])] == [[1], []]
-    assert count([(1.0, np.zeros((0, 8)))], as_blocks(ragged_world(rng, 3, 3, (8,)), [3]), []) == []
+    assert [r.tolist() for r in count(queries, [], [["a"], []], mode)] == [[1], []]
+    assert count([(1.0, np.zeros((0, 8)))], as_blocks(ragged_world(rng, 3, 3, (8,)), [3]), [], mode) == []
+    blocks = as_blocks(ragged_world(rng, 3, 3, (8,)), [3])
+    assert [r.tolist() for r in count(queries, blocks, [["a"], []], mode)] == [[4], []]
 
 
 class Largest(TorchDispatchMode):

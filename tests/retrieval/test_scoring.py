@@ -1,6 +1,7 @@
 """Search against a float64 brute force, and fast against exact."""
 
-from collections import defaultdict
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -52,25 +53,49 @@ def test_answer_does_not_depend_on_blocks_groups_tiles_or_query_blocks(mode, mon
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_searches_within_a_search_change_no_answer(mode):
+def test_searches_on_several_threads_keep_their_answers(mode):
     rng = np.random.default_rng(11)
-    world, other = ragged_world(rng, 120, 60, (16, 16)), ragged_world(rng, 90, 60, (16, 16))
-    queries = some_queries(rng, 21, (16, 16), (0.7, 0.3))
+    worlds = [ragged_world(rng, 300, 200, (64, 64), max_frames=30) for _ in range(3)]
+    queries = some_queries(rng, 200, (64, 64), (0.7, 0.3))
 
-    def interrupted():
-        for block in as_blocks(world, [9]):
-            yield block
-            search(queries[::-1], as_blocks(other, [90]), 5, MODES[0])
+    def answers(world):
+        return search(queries, as_blocks(world, [300]), 10, mode)
 
-    assert_identical(search(queries, interrupted(), 10, mode), search(queries, as_blocks(world, [9]), 10, mode))
+    expected = [answers(world) for world in worlds]
+    with ThreadPoolExecutor(3) as pool:
+        for found, alone in zip(pool.map(answers, worlds * 8), expected * 8, strict=True):
+            assert_identical(found, alone)
 
 
-def test_memory_has_one_user_and_goes_to_the_next_of_its_purpose_unless_it_is_large(monkeypatch):
-    spare, cpu = defaultdict[str, list[memory.Memory]](list), torch.device("cpu")
-    monkeypatch.setattr(memory, "_SPARE", spare)
+@pytest.mark.parametrize("mode", MODES)
+def test_windows_that_close_before_any_other_are_no_trouble(mode, monkeypatch):
+    monkeypatch.setattr(products, "_ROUTINE_ROWS", 100)
+    frames = [-GOOD[:1]] * 50 + [np.repeat(GOOD[:1], 20, axis=0)]  # the short ones come first, none is asked for
+    world = [(f"video-{number:02d}", [rows]) for number, rows in enumerate(frames)]
+    assert search(QUERY, as_blocks(world, [51]), 1, mode).video_ids == [["video-50"]]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_gradients_and_inference_mode_change_no_answer(mode, monkeypatch):
+    monkeypatch.setattr(products, "_TILE_PRODUCTS", {"cpu": 1024})
+    rng = np.random.default_rng(13)
+    block = as_blocks(ragged_world(rng, 60, 60, (16,), dtype=np.float32), [60])[0]
+    queries = some_queries(rng, 8, (16,), (1.0,))
+    expected = search(queries, [block], 10, mode)
+    for make, surroundings in ((True, contextlib.nullcontext()), (False, torch.inference_mode())):
+        with surroundings:
+            frames = torch.tensor(block.frames[0], requires_grad=make)
+            assert_identical(
+                search(queries, [FrameBlock(block.video_ids, block.offsets, [frames])], 10, mode), expected
+            )
+    assert_identical(search(queries, [block], 10, mode), expected)
+
+
+def test_memory_has_one_user_and_goes_to_the_next_of_its_purpose_unless_it_is_large(spare, monkeypatch):
+    cpu = torch.device("cpu")
     monkeypatch.setattr(memory, "_SPARE_BYTES", 4096)
     owners = [set(), set()]  # sets can be referred to weakly
-    small, large = (memory.borrow_memory(owner, "maxima", cpu) for owner in owners)
+    small, large = (memory.memory_of(owner, "maxima", cpu) for owner in owners)
     assert small is not large
     small.tensor("windows", (4, 8))
     large.tensor("windows", (4, 1024), torch.bfloat16)
@@ -123,8 +148,10 @@ def near_ties(rng, dim, num_videos, level):
     return [(1.0, query)], world
 
 
+@pytest.mark.parametrize("group_rows", [200, 1000, 100_000])
 @pytest.mark.parametrize("level", [0.6, 0.0, -0.6])
-def test_fast_equals_exact_on_adversarial_near_ties(level):
+def test_fast_equals_exact_on_adversarial_near_ties(level, group_rows, monkeypatch):
+    monkeypatch.setattr(scoring, "_GROUP_ROWS", group_rows)
     queries, world = near_ties(np.random.default_rng(4), 64, 300, level)
     exact = search(queries, as_blocks(world, [64, 3]), 50, "exact")
     assert_equals_brute_force(exact, queries, world, 50)
@@ -138,14 +165,13 @@ def test_products_stay_within_the_stated_slack(dim, setting, monkeypatch):
     if setting:  # the environment sets oneDNN's precision: float32 goes elsewhere
         monkeypatch.setenv(setting, "BF16")
         assert not multiplying._suits_onednn(torch.ones(1, dim))
-    rng = np.random.default_rng(dim)
+    rng, place = np.random.default_rng(dim), memory.Memory(torch.device("cpu"))
     for dtype in (torch.float32, torch.bfloat16):
         queries = torch.from_numpy(unit_rows(rng, (50, dim)) * rng.uniform(0.1, 3, (50, 1)).astype(np.float32))
         frames = torch.from_numpy(unit_rows(rng, (200, dim), np.float16))
-        norms = [bounds.measure(rows.float(), rows.float().to(dtype)) for rows in (queries, frames)]
+        norms = [bounds.measure(rows.float(), rows.float().to(dtype), place) for rows in (queries, frames)]
         slack_Q = bounds.slack(norms[0], norms[1].largest(), dim)
-        multiply, place = multiplying.multiplier(queries.to(dtype)), memory.Memory(queries.device)
-        product = multiply(frames.float().to(dtype), place).double().T
+        product = multiplying.multiplier(queries.to(dtype))(frames.float().to(dtype), place).double().T
         error = (product - queries.double() @ frames.double().T).abs()
         bound = slack_Q[:, None] + bounds.relative_slack(dtype) * product.abs()
         assert (error <= bound).all()
@@ -189,13 +215,14 @@ def test_tensors_and_shared_offsets_are_taken_as_well():
     assert_identical(search(as_tensors, [tensors], 5), search(queries, [block], 5))
 
 
-def test_no_blocks_and_no_queries_are_answered_with_nothing():
+@pytest.mark.parametrize("mode", MODES)
+def test_no_blocks_and_no_queries_are_answered_with_nothing(mode):
     rng = np.random.default_rng(8)
     queries = some_queries(rng, 2, (8,), (1.0,))
-    nothing = search(queries, [], 3)
+    nothing = search(queries, [], 3, mode)
     assert nothing.video_ids == [[], []]
     assert np.isneginf(nothing.scores).all()
-    empty = search([(1.0, np.zeros((0, 8), np.float32))], as_blocks(ragged_world(rng, 4, 4, (8,)), [2]), 3)
+    empty = search([(1.0, np.zeros((0, 8), np.float32))], as_blocks(ragged_world(rng, 4, 4, (8,)), [2]), 3, mode)
     assert empty.video_ids == []
     assert empty.scores.shape == (0, 3)
 
