@@ -90,7 +90,7 @@ class BranchRows:
         """The rows of the windows [start, stop), float32: stored as such, or in the memory until the next are read."""
         rows = slice(int(self.offsets[start]), int(self.offsets[stop]))
         if self.order_R is None:
-            return _as_float(self.stored_RD[rows], memory)
+            return memory.converted("rows", self.stored_RD[rows], torch.float32)
         return self._gather(self.order_R[rows], memory)
 
     def take(self, row_N: torch.Tensor, memory: Memory) -> torch.Tensor:
@@ -99,7 +99,8 @@ class BranchRows:
 
     def _gather(self, row_N: torch.Tensor, memory: Memory) -> torch.Tensor:
         stored_ND = memory.tensor("stored", (len(row_N), self.stored_RD.shape[1]), self.stored_RD.dtype)
-        return _as_float(torch.index_select(self.stored_RD, 0, row_N, out=stored_ND), memory)
+        torch.index_select(self.stored_RD, 0, row_N, out=stored_ND)
+        return memory.converted("rows", stored_ND, torch.float32)
 
     def first_broken_window(self) -> int:
         """The first window with a row whose norm is no finite float32; there must be one."""
@@ -229,12 +230,6 @@ def _branch(
         return BranchRows(stored_RD, offsets)
     order_R = np.arange(len(stored_RD)) + np.repeat(starts_W - offsets[:-1], lengths_W[order_W])
     return BranchRows(stored_RD, offsets, torch.from_numpy(order_R).to(device))
-
-
-def _as_float(stored_ND: torch.Tensor, memory: Memory) -> torch.Tensor:
-    if stored_ND.dtype == torch.float32:
-        return stored_ND
-    return memory.tensor("rows", stored_ND.shape).copy_(stored_ND)
 
 
 def as_tensor(array: Array) -> torch.Tensor:

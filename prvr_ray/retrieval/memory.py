@@ -38,6 +38,10 @@ class Memory:
             self._kept[name] = _fresh(num_bytes, self.device)
         return self._kept[name][:num_bytes].view(dtype).view(shape)
 
+    def converted(self, name: str, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The values in that type: themselves where they have it, else in the tensor of that name."""
+        return values if values.dtype == dtype else self.tensor(name, values.shape, dtype).copy_(values)
+
 
 @contextlib.contextmanager
 def borrowed_memory(purpose: str, device: torch.device) -> Iterator[Memory]:

@@ -76,11 +76,10 @@ class BranchProducts:
         self._chunk_max_KQ = memory.tensor("chunks", (int(self.first_chunk[-1]), num_queries), dtype)
         self._kept_max_WQ = memory.tensor("windows", (len(rows.offsets) - 1, num_queries), dtype)
         self.frame_norms = self._multiply(queries_QD.to(dtype))
-        self.window_max_WQ, self.slack_WQ = self._kept_max_WQ, slack(queries.norms, self.frame_norms, dim)[None]
+        self.window_max_WQ = memory.converted("windows in float32", self._kept_max_WQ, torch.float32)
+        self.slack_WQ = slack(queries.norms, self.frame_norms, dim)[None]
         if relative := relative_slack(dtype):
-            shape = self._kept_max_WQ.shape
-            self.window_max_WQ = memory.tensor("windows in float32", shape).copy_(self._kept_max_WQ)
-            each_WQ = torch.abs(self.window_max_WQ, out=memory.tensor("slack", shape))
+            each_WQ = torch.abs(self.window_max_WQ, out=memory.tensor("slack", self.window_max_WQ.shape))
             self.slack_WQ = each_WQ.mul_(relative).add_(self.slack_WQ)
 
     def _multiply(self, queries_QD: torch.Tensor) -> Norms:
@@ -93,21 +92,23 @@ class BranchProducts:
 
         def multiply_some() -> None:
             with borrowed_memory("tile", queries_QD.device) as memory:
-                for tile in waiting:
-                    rows_RD = self.rows.read(tile.start, tile.stop, memory)
-                    rounded_RD = _rounded(rows_RD, queries_QD.dtype, memory)
+                for runs in waiting:
+                    rows_RD = self.rows.read(runs[0].windows.start, runs[-1].windows.stop, memory)
+                    rounded_RD = memory.converted("rounded", rows_RD, queries_QD.dtype)
                     largest.append(measure(rows_RD, rounded_RD, memory).largest())
-                    self._keep_maxima(multiply(rounded_RD, memory), tile.runs)
+                    self._keep_maxima(multiply(rounded_RD, memory), runs)
 
         on_threads(multiply_some, len(cut) if device == "cpu" else 1)
         return Norms(torch.stack([n.norm for n in largest]), torch.stack([n.rounding for n in largest])).largest()
 
     def _keep_maxima(self, products_RQ: torch.Tensor, runs: list[Run]) -> None:
         """Maxima of a tile's windows, whose rows the products are."""
+        first = runs[0].rows.start
         for run in runs:
             shape = (run.windows.stop - run.windows.start, -1, products_RQ.shape[1])
+            products_WFQ = products_RQ[run.rows.start - first : run.rows.stop - first].view(shape)
             chunks_WKQ = self._chunk_max_KQ[run.chunks].view(shape)
-            chunk_maxima(products_RQ[run.rows].view(shape), chunks_WKQ)
+            chunk_maxima(products_WFQ, chunks_WKQ)
             torch.amax(chunks_WKQ, 1, out=self._kept_max_WQ[run.windows])
 
     def score(
@@ -234,9 +235,3 @@ def fuse(weights: Sequence[float], branch_scores: Sequence[torch.Tensor]) -> tor
     for weight, scores in zip(weights[1:], branch_scores[1:], strict=True):
         fused += weight * scores
     return fused
-
-
-def _rounded(rows_RD: torch.Tensor, dtype: torch.dtype, memory: Memory) -> torch.Tensor:
-    if rows_RD.dtype == dtype:
-        return rows_RD
-    return memory.tensor("rounded", rows_RD.shape, dtype).copy_(rows_RD)

@@ -34,12 +34,13 @@ def window_dots(
     with borrowed_memory("curves", query_P.device) as memory:
         for start, stop in spans(rows.offsets, _CURVE_ROWS):
             mine_P = ((window_P >= start) & (window_P < stop)).nonzero().flatten()
-            if len(mine_P):
-                mine_P = mine_P[window_P[mine_P].argsort(stable=True)]
-                count_W = torch.bincount(window_P[mine_P] - start, minlength=stop - start)
-                place_N, order_N, count_R = _by_row(count_W, offsets[start : stop + 1] - offsets[start])
-                rows_RD, pair_N = rows.read(start, stop, memory), mine_P[order_N]
-                dots_PF[pair_N, place_N] = row_dots(queries_QD, rows_RD, query_P[pair_N], count_R)
+            if not len(mine_P):
+                continue
+            mine_P = mine_P[window_P[mine_P].argsort(stable=True)]
+            count_W = torch.bincount(window_P[mine_P] - start, minlength=stop - start)
+            place_N, order_N, count_R = _by_row(count_W, offsets[start : stop + 1] - offsets[start])
+            rows_RD, pair_N = rows.read(start, stop, memory), mine_P[order_N]
+            dots_PF[pair_N, place_N] = row_dots(queries_QD, rows_RD, query_P[pair_N], count_R)
     return dots_PF
 
 

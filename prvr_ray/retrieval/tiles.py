@@ -38,35 +38,23 @@ def chunk_edges(offsets: np.ndarray, first_chunk: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Run:
-    """Windows of one length side by side: where they and their chunks lie among all, and their rows in the tile."""
+    """Windows of one length side by side: where they, their chunks and their rows lie among all of a branch."""
 
     windows: slice
     chunks: slice
     rows: slice
 
 
-@dataclass(frozen=True)
-class Tile:
-    """Windows [start, stop) that are multiplied at once."""
+def tiles(offsets: np.ndarray, first_chunk: np.ndarray, max_rows: int) -> list[list[Run]]:
+    """Cut windows into tiles of at most max_rows rows, or one window each; a tile is its runs.
 
-    start: int
-    stop: int
-    runs: list[Run]
-
-
-def tiles(offsets: np.ndarray, first_chunk: np.ndarray, max_rows: int) -> list[Tile]:
-    """Cut windows into tiles of at most max_rows rows, or one window each. Python's numbers: NumPy's slice slowly."""
-    cuts = list(spans(offsets, max_rows))
-    changes = np.flatnonzero(np.diff(offsets, n=2)) + 1
-    edges = np.unique(np.concatenate([[start for start, _ in cuts], changes, [len(offsets) - 1]]))
-    windows, chunks, rows = (
-        [slice(low, high) for low, high in itertools.pairwise(places.tolist())]
-        for places in (edges, first_chunk[edges], offsets[edges])
+    Places are Python's numbers: tensors are sliced slowly by NumPy's.
+    """
+    starts = [start for start, _ in spans(offsets, max_rows)] + [len(offsets) - 1]
+    edges = np.union1d(starts, np.flatnonzero(np.diff(offsets, n=2)) + 1)
+    places = (
+        itertools.starmap(slice, itertools.pairwise(cut.tolist()))
+        for cut in (edges, first_chunk[edges], offsets[edges])
     )
-    borders = np.searchsorted(edges, [start for start, _ in cuts] + [len(offsets) - 1]).tolist()
-    found = []
-    for (start, stop), (low, high) in zip(cuts, itertools.pairwise(borders), strict=True):
-        first = rows[low].start
-        in_tile = [slice(part.start - first, part.stop - first) for part in rows[low:high]]
-        found.append(Tile(start, stop, list(map(Run, windows[low:high], chunks[low:high], in_tile))))
-    return found
+    runs = list(map(Run, *places))
+    return [runs[low:high] for low, high in itertools.pairwise(np.searchsorted(edges, starts).tolist())]

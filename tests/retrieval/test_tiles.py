@@ -25,15 +25,16 @@ def test_tiles_cover_every_window_once_in_runs_of_one_length(lengths, max_rows):
     assert chunk_edges(offsets, first_chunk).tolist() == [low for _, low, _ in chunks] + [sum(lengths)]
 
     cut = tiles(offsets, first_chunk, max_rows)
-    assert [window for tile in cut for window in range(tile.start, tile.stop)] == list(range(len(lengths)))
-    for tile in cut:
-        rows = sum(lengths[tile.start : tile.stop])
-        assert rows <= max_rows or tile.stop == tile.start + 1
-        assert [window for run in tile.runs for window in range(len(lengths))[run.windows]] == list(
-            range(tile.start, tile.stop)
-        )
-        assert [row for run in tile.runs for row in range(rows)[run.rows]] == list(range(rows))
-        for run in tile.runs:
+    stops = [runs[-1].windows.stop for runs in cut]
+    assert [runs[0].windows.start for runs in cut] == [0, *stops[:-1]]
+    assert stops[-1] == len(lengths)
+    for runs in cut:
+        start, stop = runs[0].windows.start, runs[-1].windows.stop
+        rows, before = sum(lengths[start:stop]), sum(lengths[:start])
+        assert rows <= max_rows or stop == start + 1
+        assert [window for run in runs for window in range(len(lengths))[run.windows]] == list(range(start, stop))
+        assert [row for run in runs for row in range(sum(lengths))[run.rows]] == list(range(before, before + rows))
+        for run in runs:
             assert len(set(lengths[run.windows])) == 1
             windows = range(len(lengths))[run.windows]
             assert [chunk for chunk in chunks if chunk[0] in windows] == chunks[run.chunks]
