@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from prvr_ray.retrieval import products
+from prvr_ray.retrieval.multiplying import has_bfloat16
 from prvr_ray.retrieval.scoring import FrameBlock, search
 
 K, DIM, WEIGHTS = 100, 384, (0.7, 0.3)
@@ -117,6 +118,7 @@ def kernel(rng: np.random.Generator, num_videos: int, num_queries: int) -> dict[
     fastest = np.median(seconds_RW[:, 2:], axis=0).argmin() + 2
     ratios_RW = seconds_RW[:, [fastest]] / seconds_RW[:, :2]
     figures = {"product_s": float(np.median(seconds_RW[:, fastest]))}
+    figures["fast_in_bfloat16"] = float(has_bfloat16(torch.device("cpu")))
     for mode, ratios_R in zip(("exact", "fast"), ratios_RW.T, strict=True):
         low, middle, high = np.quantile(ratios_R, (0.25, 0.5, 0.75)).tolist()
         figures |= {f"{mode}_over_product": middle, f"{mode}_lower_quartile": low, f"{mode}_upper_quartile": high}

@@ -174,7 +174,7 @@ class ScoreSettings(Settings):
 
     top_k: Count = Field(100, description="videos per query")
     mode: Literal["exact", "fast"] = Field(
-        "exact", description="fast: select in bf16 with a proven bound; same answers"
+        "exact", description="fast: select in bf16 with a proven bound, where the device has it; same answers"
     )
     num_moments: int = Field(10, ge=0, description="answers per query that get their moment: the first ones")
     moment_threshold: Share = Field(

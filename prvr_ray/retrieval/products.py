@@ -23,7 +23,6 @@ from prvr_ray.retrieval.multiplying import multiplier, on_threads
 from prvr_ray.retrieval.routine import row_dots
 from prvr_ray.retrieval.tiles import CHUNK, Run, chunk_edges, chunk_maxima, first_chunks, tiles
 
-TYPES = {"exact": torch.float32, "fast": torch.bfloat16}
 _TILE_PRODUCTS = {"cpu": 1 << 20, "cuda": 1 << 28}  # a tile of products stays in the cache, or fills the device
 _MAX_TILE_ROWS = 1 << 14
 _ROUTINE_ROWS = 1 << 14  # rows of all branches that the routine may read at a time: 38 MB at 384 features

@@ -15,8 +15,8 @@ import torch
 from prvr_ray.retrieval.blocks import Array, FrameBlock, Names, WindowGroup, as_tensor, window_groups
 from prvr_ray.retrieval.bounds import measure
 from prvr_ray.retrieval.memory import memory_of
-from prvr_ray.retrieval.multiplying import full_precision
-from prvr_ray.retrieval.products import TYPES, BranchQueries, FusedProducts, Pairs, Products, num_maxima
+from prvr_ray.retrieval.multiplying import full_precision, product_type
+from prvr_ray.retrieval.products import BranchQueries, FusedProducts, Pairs, Products, num_maxima
 from prvr_ray.retrieval.topk import Answers, merge_top_k, side_by_side
 
 __all__ = ["FrameBlock", "QueryBlocks", "TopK", "search"]
@@ -52,7 +52,8 @@ def search(queries: Sequence[tuple[float, Array]], blocks: Iterable[FrameBlock],
         queries: per branch, its weight and (Q, D) unit rows. A tensor's device does the work.
         blocks: windows with their frames, read once; branches in the order of `queries`.
         k: videos per query, may exceed the number of videos.
-        mode: `exact` selects candidates with float32 products, `fast` with bfloat16 ones; ids and scores are the same.
+        mode: `exact` selects candidates with float32 products, `fast` with bfloat16 ones where the device has
+            instructions for them; ids and scores are the same.
 
     Raises:
         ValueError: k < 1, an unknown mode, NaN or infinite vectors, or dimensions that do not fit.
@@ -136,16 +137,14 @@ class QueryBlocks:
 
         Args:
             queries: per branch, (Q, D) unit rows.
-            mode: a key of `prvr_ray.retrieval.products.TYPES`.
+            mode: as for `search`.
         """
-        if mode not in TYPES:
-            raise ValueError(f"unknown mode {mode!r}; one of {', '.join(TYPES)}")
         branches = [as_tensor(rows_QD).float() for rows_QD in queries]
         shapes = [tuple(rows_QD.shape) for rows_QD in branches]
         if not shapes or len({shape[0] for shape in shapes}) > 1 or any(len(shape) != 2 for shape in shapes):
             raise ValueError(f"queries of shapes {shapes}: every branch needs one (Q, D) matrix, Q alike")
-        self._dtype = TYPES[mode]
         self.num_queries, self.device = shapes[0][0], branches[0].device
+        self._dtype = product_type(mode, self.device)
         self._shared = memory_of(self, "all branches", self.device)
         self.branches = [self._branch(number, rows_QD) for number, rows_QD in enumerate(branches)]
 
