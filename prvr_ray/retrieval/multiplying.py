@@ -31,7 +31,7 @@ def has_bfloat16(device: torch.device) -> bool:
     """Whether a device multiplies bfloat16 with instructions of its own: without, float32 is up to 8 times as fast."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    if not (torch.backends.mkldnn.enabled and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+    if not (_has_onednn() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return False
     emulates = platform.machine() in ("x86_64", "AMD64") and not torch.cpu._is_avx512_bf16_supported()
     return not emulates  # oneDNN does so where it finds AVX-512 without bfloat16
@@ -61,12 +61,15 @@ def _suits_onednn(queries_QD: torch.Tensor) -> bool:
         queries_QD.device.type == "cpu"
         and queries_QD.dtype == torch.float32
         and queries_QD.numel() > 0
-        and torch.backends.mkldnn.is_available()
-        and bool(torch.backends.mkldnn.enabled)
+        and _has_onednn()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
         and not any(f"{name}_DEFAULT_FPMATH_MODE" in os.environ for name in ("ONEDNN", "DNNL"))
     )
+
+
+def _has_onednn() -> bool:
+    return torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
 
 
 def on_threads(work: Callable[[], None], most: int) -> None:

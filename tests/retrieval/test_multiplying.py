@@ -22,6 +22,13 @@ def seconds_of_product(dtype):
     return min(times)
 
 
+def pretend(monkeypatch, machine, onednn, avx512_bf16):
+    """Another processor: its architecture, and what oneDNN and torch find there."""
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: onednn)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+
+
 def test_bfloat16_is_taken_just_where_this_processor_multiplies_it_faster():
     assert has_bfloat16(CPU) == (seconds_of_product(torch.bfloat16) < seconds_of_product(torch.float32))
 
@@ -37,11 +44,15 @@ def test_bfloat16_is_taken_just_where_this_processor_multiplies_it_faster():
     ],
 )
 def test_bfloat16_needs_instructions_of_its_own(machine, onednn, avx512_bf16, expected, monkeypatch):
-    monkeypatch.setattr(platform, "machine", lambda: machine)
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: onednn)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    pretend(monkeypatch, machine, onednn, avx512_bf16)
     assert has_bfloat16(CPU) == expected
-    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+
+
+@pytest.mark.parametrize("missing", [("enabled", False), ("is_available", lambda: False)])
+def test_without_onednn_there_is_no_bfloat16(missing, monkeypatch):
+    pretend(monkeypatch, "x86_64", onednn=True, avx512_bf16=True)
+    assert has_bfloat16(CPU)
+    monkeypatch.setattr(torch.backends.mkldnn, *missing)
     assert not has_bfloat16(CPU)
 
 
