@@ -15,6 +15,7 @@ import torch
 from prvr_ray import schema
 from prvr_ray.encoders import Encoder, load_encoder
 from prvr_ray.schema import pack_vectors
+from prvr_ray.stages.devices import device_of
 from prvr_ray.stages.wanted import text_hash
 
 Row = dict[str, Any]
@@ -26,17 +27,20 @@ class EncodePlan:
 
     inputs: for each encoder the number of its frame spec.
     num_threads: of one encoder on a CPU.
+    num_gpus: of the worker.
     """
 
     names: tuple[str, ...]
     inputs: tuple[int, ...]
     micro_batch: int
     num_threads: int
+    num_gpus: float
 
     def load(self) -> list[Encoder]:
-        """Load the encoders, on the GPU where there is one."""
+        """Load the encoders, on the worker's GPU where it has one."""
         torch.set_num_threads(self.num_threads)  # Ray allows one thread to a worker that reserves part of a CPU
-        return [load_encoder(name, micro_batch=self.micro_batch) for name in self.names]
+        device = device_of(self.num_gpus)
+        return [load_encoder(name, device, micro_batch=self.micro_batch) for name in self.names]
 
 
 class EncodePacks:

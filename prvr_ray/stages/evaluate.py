@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-import torch
 
 from prvr_ray import schema
 from prvr_ray.collection import FeatureSet, existing_collection
@@ -20,6 +19,7 @@ from prvr_ray.config import EvaluateSettings, IndexSettings, StudentSettings
 from prvr_ray.retrieval.counting import rank_by_counting
 from prvr_ray.retrieval.metrics import moment_recall, summarize, summarize_by_ratio
 from prvr_ray.runs import RunFolder, open_run
+from prvr_ray.stages.devices import device_of
 from prvr_ray.stages.resources import Worker, require
 from prvr_ray.stages.session import connect
 from prvr_ray.stages.split_blocks import SplitBlocks, find_moments, query_vectors, split_rows
@@ -102,7 +102,7 @@ class _Job:
 
 
 def _evaluate(job: _Job, split: str, validation: str) -> tuple[Evaluation, pa.Table]:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_of(job.settings.evaluator_gpus)
     student = job.run.load_student().to(device)
     blocks = job.blocks(split, student, device)
     queries, num_excluded = _queries(job.features, split, blocks)

@@ -11,13 +11,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-import torch
 from ray.data import ActorPoolStrategy
 
 from prvr_ray.collection import FeatureSet, declare_spec, existing_collection
 from prvr_ray.config import IndexSettings
 from prvr_ray.runs import RunFolder, open_run
 from prvr_ray.stages.committing import check_put, put_shards
+from prvr_ray.stages.devices import device_of
 from prvr_ray.stages.index_folder import WRITTEN, IndexFolder
 from prvr_ray.stages.progress import Steps
 from prvr_ray.stages.resources import Worker, pool_size, require
@@ -104,13 +104,14 @@ class _EncodePlan:
     run: RunFolder
     spec: dict[str, Any]
     pass_frames: int
+    num_gpus: float
 
 
 class _EncodeVideos:
     """Turns located feature rows into rows of the index."""
 
     def __init__(self, plan: _EncodePlan):
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = device_of(plan.num_gpus)
         self._features = plan.features
         self._encoder = WindowEncoder(
             plan.run.load_student(plan.spec), Windowing(**plan.spec["windowing"]), plan.pass_frames, device
@@ -128,7 +129,7 @@ def _encode(
     require(worker)
     name = f"shard-{time.time_ns():020d}"
     row_bytes = spec["windowing"]["num_frames"] * spec["dim"] * len(spec["branches"]) * 2
-    plan = _EncodePlan(features, run, spec, settings.pass_frames)
+    plan = _EncodePlan(features, run, spec, settings.pass_frames, settings.indexer_gpus)
     windows = ray.data.from_arrow(tasks).map_batches(
         _EncodeVideos,
         fn_constructor_args=(plan,),

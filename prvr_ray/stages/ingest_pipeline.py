@@ -124,6 +124,7 @@ def plan_pipeline(settings: IngestSettings, encoders: list[EncoderSpec]) -> Pipe
         tuple(specs.index(spec) for spec in inputs),
         settings.batch_frames,
         num_threads=max(1, num_cpus // settings.max_encoders),
+        num_gpus=settings.encoder_gpus,
     )
     row_bytes = settings.segment_frames * sum(2 * encoder.embed_dim for encoder in encoders)
     decoder = Worker("decoder", settings.decoder_cpus or _default_share(settings), labels=settings.decoder_labels)

@@ -62,7 +62,7 @@ class QueryEncoder:
 
     def __init__(self, plan: QueryPlan, device: str):
         self._plan, self._student, self._device = plan, plan.run.load_student(plan.weights), device
-        self._encoder = load_encoder(plan.encoder) if plan.encoder else None
+        self._encoder = load_encoder(plan.encoder, device) if plan.encoder else None
 
     def put(self, file: int, rows: pa.Table) -> None:
         """Put the vectors of the questions of one file of the job.

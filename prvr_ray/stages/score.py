@@ -12,11 +12,11 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-import torch
 from ray.exceptions import OutOfMemoryError, RayActorError
 
 from prvr_ray.collection import existing_collection
 from prvr_ray.config import ScoreSettings
+from prvr_ray.stages.devices import device_of
 from prvr_ray.stages.index_folder import IndexFolder
 from prvr_ray.stages.progress import Steps
 from prvr_ray.stages.query_vectors import QueryEncoder, QueryPlan
@@ -93,7 +93,7 @@ def start_scorers(job: ScoreJob, num_tasks: int, queries: QueryPlan, settings: S
     num_scorers = pool_size(1, settings.num_scorers or max(1, room(worker)), num_tasks)
     # Spot nodes come and go: an actor starts again elsewhere, and what it had in hand is done again.
     remote = ray.remote(Scorer).options(max_restarts=-1, max_task_retries=-1, **worker.options)
-    return [remote.remote(job, queries) for _ in range(num_scorers)]
+    return [remote.remote(job, queries, settings.scorer_gpus) for _ in range(num_scorers)]
 
 
 def _deal(scorers: list[Any], method: str, tasks: list[tuple], unit: str, sizes: list[int] | None = None) -> None:
@@ -155,9 +155,9 @@ def _query_files(rows: pa.Table, queries: QueryPlan) -> list[tuple[int, pa.Table
 class Scorer:
     """An actor of the pool. Its methods return None, or why the job cannot go on: that must not be tried again."""
 
-    def __init__(self, job: ScoreJob, queries: QueryPlan):
+    def __init__(self, job: ScoreJob, queries: QueryPlan, num_gpus: float):
         self._job, self._queries = job, queries
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._device = device_of(num_gpus)
         self._resident: tuple[int, Questions] | None = None
 
     def ready(self) -> None:

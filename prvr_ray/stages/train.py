@@ -164,7 +164,7 @@ def _train_worker(loop_config: dict[str, Any]) -> str | None:
             on_epoch=on_epoch,
             on_step=on_step,
             resume=job.folder.store.get(checkpoint) if checkpoint else None,
-            device=get_device(),
+            device=get_device() if job.config.train.worker_gpus else "cpu",
         )
     except (ValueError, FloatingPointError) as error:
         return str(error)

@@ -13,6 +13,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from prvr_ray.config import Config
 from prvr_ray.runs import Metrics, RunFolder
+from prvr_ray.stages.devices import device_of
 from prvr_ray.stages.resources import Worker, require, room
 from prvr_ray.stages.train import Job, run_workers, worker_of
 from prvr_ray.stages.training_data import TrainingData
@@ -63,14 +64,16 @@ class Training:
             config.train,
             on_epoch=on_epoch,
             resume=run.store.get(checkpoint) if checkpoint else None,
-            device=_device(),
+            device=device_of(config.tune.trial_gpus),
         )
 
     def _test(self, config: Config, run: RunFolder) -> float:
         """SumR of the best epoch, both branches fused."""
+        # The coordinator of a group of workers has no GPU of its own.
+        device = device_of(config.tune.trial_gpus if config.train.num_workers == 1 else 0)
         _, cache = self.data.open_caches(apply_point(config, {"train.validation_split": self.test_split}))
-        evaluation = Validation(BatchReader(cache, device=_device()), config.student, Exchange())
-        return evaluation.student(run.load_student().to(_device()))["fused"]["sumr"]
+        evaluation = Validation(BatchReader(cache, device=device), config.student, Exchange())
+        return evaluation.student(run.load_student().to(device))["fused"]["sumr"]
 
 
 def check_splits(data: TrainingData, config: Config) -> str | None:
@@ -117,7 +120,3 @@ class _ToTune(TuneReportCallback):
 def _progress(metrics: Metrics) -> tuple[int, float]:
     """Epochs done, and the validation SumR after them."""
     return int(metrics["epoch"]) + 1, metrics["fused/sumr"]
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"

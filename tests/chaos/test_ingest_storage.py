@@ -179,7 +179,7 @@ def ingest_here(source: str, root: str, encoder: str) -> None:
     work = wanted_videos(current, states(collection.features(), current), retry=())
     spec = FrameSpec((32, 32), "squash", "bilinear")
     decoding = DecodeVideos(DecodePlan(Sampling(FPS, False, SEGMENT_FRAMES), (spec,), Limits(), 60.0, 30.0, 2**31, 4))
-    encoding = EncodePacks(EncodePlan((encoder,), (0,), 4, 1))
+    encoding = EncodePacks(EncodePlan((encoder,), (0,), 4, 1, 0))
     for packs in decoding(work):
         for rows in encoding(packs):
             check_put(PutShard(collection.features().video_shards, "shard-1")(rows))

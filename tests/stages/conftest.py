@@ -19,7 +19,9 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
                 raise ValueError(reason)
 
     monkeypatch.setattr(stage, "connect", lambda address: contextlib.nullcontext())
-    monkeypatch.setattr(stage, "start_scorers", lambda job, num_tasks, queries, settings: [stage.Scorer(job, queries)])
+    monkeypatch.setattr(
+        stage, "start_scorers", lambda job, num_tasks, queries, settings: [stage.Scorer(job, queries, 0)]
+    )
     monkeypatch.setattr(stage, "_deal", deal)
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # tiny products wait longer for each other's threads than they compute

@@ -85,7 +85,7 @@ def test_packs_run_across_videos_and_one_decode_serves_every_encoder(videos, mon
 def test_forward_passes_run_across_videos_and_every_row_gets_its_own_vectors(tmp_path, videos):
     name, _ = write_small_clip(tmp_path / "clip")
     (pack,) = DecodeVideos(decode_plan(pack_frames=100))(work(*videos))
-    encoding = EncodePacks(EncodePlan((name,), (0,), 4, 1))
+    encoding = EncodePacks(EncodePlan((name,), (0,), 4, 1, 0))
     (encoder,) = encoding._encoders
     sizes, encode = [], encoder._frame_vectors
 
@@ -109,7 +109,7 @@ def test_forward_passes_run_across_videos_and_every_row_gets_its_own_vectors(tmp
 def test_vectors_that_float16_cannot_hold_are_a_failure_of_their_video_alone(tmp_path, videos):
     name, _ = write_small_clip(tmp_path / "clip")
     (pack,) = DecodeVideos(decode_plan(pack_frames=100))(work(*videos))
-    encoding = EncodePacks(EncodePlan((name,), (0,), 64, 1))
+    encoding = EncodePacks(EncodePlan((name,), (0,), 64, 1, 0))
     (encoder,) = encoding._encoders
     vectors = np.ones((18, 24), np.float32)
     vectors[7] = 1e6  # a frame of the second video's first segment

@@ -80,7 +80,7 @@ def planned_here(root, output):
     folder = IndexFolder(existing_collection(str(root)), "i")
     rows, queries, _ = find_questions("test", folder, output)
     job = begin_job(SETTINGS, folder, queries, *plan_job(SETTINGS, folder, rows, queries))
-    Scorer(job, queries).put_queries(0, rows)
+    Scorer(job, queries, 0).put_queries(0, rows)
     return job, job.questions(0)
 
 
