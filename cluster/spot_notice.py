@@ -7,6 +7,7 @@ seconds. AWS tells two minutes ahead, Google Cloud thirty seconds. On Kubernetes
 notice is that the pod is to end, and the pod stays until the hook returns.
 """
 
+import http.client
 import os
 import subprocess
 import sys
@@ -36,7 +37,7 @@ def is_told(cloud: str) -> bool:
     """Whether the notice stands. A metadata service that does not answer is asked again."""
     try:
         return _is_told_by_aws() if cloud == "aws" else _is_told_by_gcp()
-    except (urllib.error.URLError, TimeoutError):
+    except (OSError, http.client.HTTPException):
         return False
 
 

@@ -39,8 +39,8 @@ def main(argv: list[str] | None = None) -> int:
         return _run(name, arguments[name])
     except argparse.ArgumentError as error:
         return _refuse(_with_valid_options(str(error)))
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from what is there", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"interrupted; {str(interrupt) or 'the same command goes on from what is there'}", file=sys.stderr)
         return EXIT_INTERRUPTED
 
 

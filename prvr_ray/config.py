@@ -150,7 +150,9 @@ class TrainSettings(Settings):
     worker_cpus: int = Field(0, ge=0, description="CPUs of one worker; 0: an equal share, or 1 beside a GPU")
     worker_gpus: float = Field(0.0, ge=0, description="GPUs of one worker; 0: it runs on the CPU")
     max_failures: int = Field(3, ge=0, description="lost workers after which the run gives up")
-    cache_folder: str = Field("", description="node-local folder of the feature cache; empty: a temporary one")
+    cache_folder: str = Field(
+        "", description="node-local folder of the feature cache, kept for later runs; empty: prvr-ray-UID in /tmp"
+    )
 
 
 class IndexSettings(Settings):

@@ -51,7 +51,7 @@ def submit(arguments: list[str], *, address: str, working_dir: str | None = None
         )
         print(f"submitted {job_id}; prvr submit --status {job_id} --address {address} tells how it is", flush=True)
         if wait:
-            _follow(client, job_id)
+            _follow_until_interrupted(client, job_id, address)
         return _summary(client.get_job_info(job_id))
 
 
@@ -93,6 +93,14 @@ def _client(address: str) -> JobSubmissionClient:
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)
     return JobSubmissionClient(address)
+
+
+def _follow_until_interrupted(client: JobSubmissionClient, job_id: str, address: str) -> None:
+    """Follow a job's log; Ctrl-C ends the following, not the job."""
+    try:
+        _follow(client, job_id)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{job_id} goes on; prvr submit --stop {job_id} --address {address} ends it") from None
 
 
 def _follow(client: JobSubmissionClient, job_id: str) -> None:

@@ -61,6 +61,15 @@ def is_spot(node: Values) -> bool:
     return node.get("InstanceMarketOptions", {}).get("MarketType") == "spot" or scheduling.get("preemptible", False)
 
 
+def test_machines_on_google_cloud_name_a_kind_of_disk_in_their_zone():
+    """Google's default is pd-standard, which its G2 machines do not take."""
+    config = read("gcp.yaml")
+    for node in config["available_node_types"].values():
+        [disk] = node["node_config"]["disks"]
+        zone = config["provider"]["availability_zone"]
+        assert disk["initializeParams"]["diskType"] == f"zones/{zone}/diskTypes/pd-balanced"
+
+
 @pytest.mark.parametrize("name", LAUNCHER_FILES)
 def test_workers_start_what_the_image_holds(name):
     commands = " ".join(read(name)["worker_start_ray_commands"])

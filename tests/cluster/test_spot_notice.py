@@ -1,6 +1,8 @@
 """cluster/spot_notice.py: a notice, or the end of a pod, is passed on to a stand-in for `ray`."""
 
+import socketserver
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,22 @@ def test_a_notice_is_passed_on_once_and_not_before_it_stands(ray_stand_in, cloud
     (told,) = (ray_stand_in / "told").read_text().splitlines()
     assert told.startswith("drain-node --reason DRAIN_NODE_REASON_PREEMPTION")
     assert told.endswith(f"--deadline-remaining-seconds {seconds} --node-id n")
+
+
+@pytest.mark.parametrize("cloud", ["aws", "gcp"])
+def test_a_connection_that_breaks_is_no_end_of_the_watch(ray_stand_in, cloud):
+    class Dropping(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            asked.set()  # and the connection closes without an answer
+
+    asked = threading.Event()
+    with socketserver.TCPServer(("127.0.0.1", 0), Dropping) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with watching(cloud, f"http://127.0.0.1:{server.server_address[1]}", ray_stand_in) as process:
+            assert asked.wait(20)
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(timeout=1)
+        server.shutdown()
 
 
 def test_the_end_of_a_pod_is_passed_on_at_once_and_held_up(ray_stand_in):

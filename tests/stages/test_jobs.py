@@ -17,6 +17,7 @@ from ray.job_submission import JobSubmissionClient
 from served import add_run, add_videos
 
 from prvr_ray import cli
+from prvr_ray.stages import jobs
 from prvr_ray.stages.jobs import job_status, stop_job, submit
 
 REPOSITORY = Path(__file__).parents[2]
@@ -70,6 +71,19 @@ def test_a_job_that_is_not_waited_for_can_be_asked_for_and_stopped(head, tmp_pat
     unwaited = submit(["compact", "--help"], address=head.dashboard, wait=False)
     assert "exit_code" not in unwaited
     assert time.monotonic() - begun < 20
+
+
+def test_ctrl_c_ends_the_following_and_says_that_the_job_goes_on(head, capfd, monkeypatch):
+    def interrupted(client, job_id):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs, "_follow", interrupted)
+    assert cli.main(["submit", "compact", "--help", "--address", head.dashboard]) == cli.EXIT_INTERRUPTED
+    output = capfd.readouterr()
+    job = output.out.split()[1].rstrip(";")
+    assert (
+        output.err.strip() == f"interrupted; {job} goes on; prvr submit --stop {job} --address {head.dashboard} ends it"
+    )
 
 
 def test_a_script_of_jobs_runs_from_an_uploaded_working_directory(head, tmp_path):
