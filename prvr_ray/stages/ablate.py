@@ -50,7 +50,7 @@ def ablate(
     if dry_run:
         return {"variants": len(trained), "runs": len(trained) * config.tune.num_seeds, "output": store.uri}
     declare_spec(store, {"kind": "ablation", **identity(config)})
-    data = TrainingData(data.root, put_json_if_absent(store, "plan.json", data.plan))
+    data = data.pinned(put_json_if_absent(store, "plan.json", data.plan), store.uri)
     with connect(address):
         worker, max_concurrent = trial_worker(config)
         runner = Runner(config, Training(data, test_split), worker, max_concurrent)

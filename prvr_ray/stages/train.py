@@ -66,12 +66,13 @@ def train(
         What was read, the best epoch's figures beside the teacher's, warnings, and where the run lies.
 
     Raises:
-        ValueError: nothing to train on, a run of that name with other settings, or workers that no node can hold.
+        ValueError: nothing to train on, a run of that name with other settings or features, or workers that no node
+            can hold.
     """
     begun = time.monotonic()
     folder = open_run(root, run)
     data = TrainingData.of(root, features)
-    data = TrainingData(data.root, folder.plan() or data.plan)
+    data = data.pinned(folder.plan() or data.plan, folder.store.uri)
     read = {
         "train": data.select(config.train.train_split, only_captioned=True).report(),
         "validation": data.select(config.train.validation_split, only_captioned=False).report(),

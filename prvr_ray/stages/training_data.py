@@ -69,6 +69,18 @@ class TrainingData:
         of_features = {f"features/{features}/{name}": names for name, names in feature_set.plan().items()}
         return cls(collection.store.uri, {"features": features, "shards": {**collection.plan(), **of_features}})
 
+    def pinned(self, plan: dict[str, Any], where: str) -> "TrainingData":
+        """The same data as the first call for `where` pinned it.
+
+        Raises:
+            ValueError: that call read another feature set.
+        """
+        if plan["features"] != self.plan["features"]:
+            raise ValueError(
+                f"{where} reads the feature set {plan['features']!r}, not {self.plan['features']!r}. Give another name"
+            )
+        return TrainingData(self.root, plan)
+
     def feature_set(self) -> FeatureSet:
         """The feature set, reading the plan's shards."""
         features, shards = self.plan["features"], self.plan["shards"]

@@ -220,7 +220,8 @@ class _Recorder(_Unsaved, tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
         name = str(trial)
-        self._folder.put_start(name, apply_point(self._base, trial.config["trial"]["point"]))
+        with contextlib.suppress(ValueError):  # values that do not go together: the trial itself ends with that reason
+            self._folder.put_start(name, apply_point(self._base, trial.config["trial"]["point"]))
         self._curves.setdefault(name, {})
         self._begun.setdefault(name, time.monotonic())
 

@@ -61,7 +61,7 @@ def tune(
     if dry_run:
         return _what_would_run(store, config)
     declare(store, config)
-    data = TrainingData(data.root, put_json_if_absent(store, "plan.json", data.plan))
+    data = data.pinned(put_json_if_absent(store, "plan.json", data.plan), store.uri)
     with connect(address):
         worker, max_concurrent = trial_worker(config)
         trials = search(store, Runner(config, Training(data), worker, max_concurrent))

@@ -20,10 +20,10 @@ from benchmarks.learning_curves import OPTIMUM, PEAK, SPACE, LearningCurve, fina
 from prvr_ray.config import Config, resolve
 from prvr_ray.stages import progress
 from prvr_ray.stages.resources import Worker
-from prvr_ray.stages.study import Runner, best_trials, conclude, declare, open_study, prove, search, seeds
+from prvr_ray.stages.study import Runner, best_trials, conclude, declare, first_points, open_study, prove, search, seeds
 from prvr_ray.stages.trials import Report
 from prvr_ray.storage import get_json, open_store, put_json
-from prvr_ray.tuning.space import apply_point
+from prvr_ray.tuning.space import apply_point, parse_space
 from prvr_ray.tuning.trial import Trial
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
@@ -174,6 +174,29 @@ def test_another_space_or_base_under_the_same_name_is_refused_with_the_differenc
         declare(store, base_of(space={**SPACE, "train.margin": {"uniform": [0.05, 0.3]}}))
     with pytest.raises(ValueError, match=r"base.train.num_epochs is 9 there, 10 here"):
         declare(store, resolve({"train": {"num_epochs": 10}, "tune": base_of().tune.model_dump()}))
+    with pytest.raises(ValueError, match=r"base.train.validation_split is 'val' there, 'test' here"):
+        declare(store, apply_point(base_of(), {"train.validation_split": "test"}))
+    with pytest.raises(ValueError, match=r"test_split is 'test' there, 'other' here"):
+        declare(store, base_of(test_split="other"))
+
+
+def test_points_are_taken_as_the_configuration_reads_them() -> None:
+    base = base_of(points=[{"train.lr": "5e-4"}])  # without a point in the number, YAML gives a text
+    assert first_points(parse_space(SPACE, base), base)[1]["train.lr"] == 5e-4
+
+
+def test_values_that_do_not_go_together_are_a_failed_trial_and_no_end_of_the_study(
+    local_ray: None, tmp_path: Path
+) -> None:
+    space = {"student.hidden_dim": {"choice": [256, 384]}, "student.num_heads": {"choice": [4, 6]}}
+    base = base_of(space=space, sampler="random", confirm_top=0)
+    trials, _ = studied(tmp_path, base, LearningCurve())
+    wrong = {"student.hidden_dim": 256, "student.num_heads": 6}
+    reasons = [trial.reason for trial in trials.values() if trial.point == wrong]
+    assert reasons
+    assert all("num_heads=6 does not divide hidden_dim=256" in reason for reason in reasons)
+    assert all(trial.state != "failed" for trial in trials.values() if trial.point != wrong)
+    assert len(trials) == base.tune.num_trials
 
 
 @pytest.mark.parametrize(

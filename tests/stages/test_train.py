@@ -1,6 +1,7 @@
 """Training through Ray: what a run leaves, what stops it before it starts, and that kills do not change its result."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -95,6 +96,13 @@ def test_a_run_name_with_other_settings_is_refused_and_the_difference_named(root
     with pytest.raises(ValueError, match=r"train\.lr is 0\.002 there, 0\.005 here"):
         train(settings(tmp_path / "cache", lr=5e-3), root=root, run="taken")
     open_run(root, "taken").declare(settings(tmp_path / "elsewhere", num_workers=2, checkpoint_steps=7), {})
+
+
+def test_a_run_name_with_other_features_is_refused(root, tmp_path):
+    shutil.copytree(f"{root}/features/default", f"{root}/features/better")
+    open_run(root, "taken").declare(settings(tmp_path / "cache"), TrainingData.of(root, "default").plan)
+    with pytest.raises(ValueError, match=r"runs/taken reads the feature set 'default', not 'better'"):
+        train(settings(tmp_path / "cache"), root=root, run="taken", features="better")
 
 
 def test_a_dry_run_counts_and_leaves_nothing(root, tmp_path):

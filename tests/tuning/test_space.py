@@ -35,6 +35,7 @@ def test_each_kind_becomes_its_distribution() -> None:
         ({"train.margin": {"normal": [0, 1]}}, "'normal'; one of uniform, loguniform, choice, int"),
         ({"train.margin": {"uniform": [0.3, 0.1]}}, r"\[0.3, 0.1\] is empty"),
         ({"train.margin": {"uniform": [0.3, 0.3]}}, "is empty"),
+        ({"train.hard_pool_size": {"uniform": [1, 40]}}, "whole number; use int, not uniform"),
         ({"train.margin": {"uniform": [0.3]}}, "two numbers"),
         ({"train.margin": {"uniform": [0.1, float("nan")]}}, "two numbers"),
         ({"train.hard_pool_size": {"int": [1, 2.5]}}, "two numbers"),
