@@ -231,4 +231,5 @@ def _unproven(trials: dict[str, Trial]) -> tuple[Point, str]:
 
 def _best_yaml(config: Config, verdict: str) -> bytes:
     values = config.model_dump(include={"student", "train"})
-    return f"# {verdict}\n{yaml.safe_dump(values, sort_keys=False)}".encode()
+    comment = " ".join(verdict.split())  # reasons of failures may have lines
+    return f"# {comment}\n{yaml.safe_dump(values, sort_keys=False)}".encode()

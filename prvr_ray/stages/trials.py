@@ -29,7 +29,7 @@ from prvr_ray.tuning.trial import Trial
 
 Report = Callable[[int, float], None]  # epoch, from 1, and its validation SumR
 
-_LOST_WORKERS = 2  # a trial starts again after its process died, this often
+_LOST_WORKERS = 2  # a trial starts again after its process died or its storage failed, this often
 _POPULATION = "population"
 _POINTER = "folder.txt"  # all that our Ray checkpoints hold: whose folder to go on from
 _TUNE_SETTINGS = {
@@ -158,10 +158,13 @@ def _train_one(
             checkpoint = tune.Checkpoint.from_directory(scratch) if is_population else None
             tune.report(figures(epoch, sumr), checkpoint=checkpoint)
 
-    # Any error of one configuration is a finding about it: a record with its reason, and the study goes on.
+    # Any error of one configuration is a finding about it: a record with its reason, and the study goes on. What
+    # storage, disk or network refuse says nothing about it: Ray Tune starts the trial again where it was.
     try:
         config = apply_point(base, values["trial"]["point"])
         end: dict[str, Any] = {"outcome": objective(config, mine, report)}
+    except OSError:
+        raise
     except Exception as error:
         end = {"failure": f"{type(error).__name__}: {error}"}
     tune.report({"sumr": last, **end})  # no epoch: schedulers leave this one alone
@@ -244,7 +247,7 @@ class _Recorder(_Unsaved, tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
         error = str(trial.get_error() or "no reason known").strip().splitlines()[-1]
-        self._end(trial, state="failed", reason=f"its process was lost {_LOST_WORKERS + 1} times: {error}")
+        self._end(trial, state="failed", reason=f"it broke off {_LOST_WORKERS + 1} times: {error}")
 
     def _end(self, trial: RayTrial, **ending: Any) -> None:
         name = str(trial)

@@ -20,7 +20,18 @@ from benchmarks.learning_curves import OPTIMUM, PEAK, SPACE, LearningCurve, fina
 from prvr_ray.config import Config, resolve
 from prvr_ray.stages import progress
 from prvr_ray.stages.resources import Worker
-from prvr_ray.stages.study import Runner, best_trials, conclude, declare, first_points, open_study, prove, search, seeds
+from prvr_ray.stages.study import (
+    Runner,
+    _best_yaml,
+    best_trials,
+    conclude,
+    declare,
+    first_points,
+    open_study,
+    prove,
+    search,
+    seeds,
+)
 from prvr_ray.stages.trials import Report
 from prvr_ray.storage import get_json, open_store, put_json
 from prvr_ray.tuning.space import apply_point, parse_space
@@ -223,8 +234,42 @@ def test_a_trial_whose_process_dies_starts_again_where_it_was_or_is_given_up(loc
     objective = Remembering(str(log), deadly=("0000",), always=True)
     always = search(open_store(tmp_path / "always"), Runner(base, objective, ONE_CPU))
     assert always["0000"].state == "failed"
-    assert "process was lost 3 times" in str(always["0000"].reason)
+    assert "broke off 3 times" in str(always["0000"].reason)
     assert always["0001"].state == "finished"
+
+
+@dataclass(frozen=True)
+class Unlucky:
+    """A learning curve whose storage fails at its second epoch, the first `times` times of each trial."""
+
+    folder: str
+    times: int
+
+    def __call__(self, config: Config, folder: str, report: Report) -> dict[str, Any]:
+        tries = Path(self.folder, Path(folder).name)
+        report(1, 10.0)
+        if not tries.exists() or len(tries.read_text()) < self.times:
+            with tries.open("a") as file:
+                file.write(".")
+            raise OSError("the disk is\nfull")
+        report(2, 20.0)
+        return {}
+
+
+@pytest.mark.parametrize(("times", "state"), [(2, "finished"), (3, "failed")])
+def test_a_trial_whose_storage_fails_starts_again_and_is_given_up_at_last(
+    local_ray: None, tmp_path: Path, times: int, state: str
+) -> None:
+    base = base_of(num_trials=1, scheduler="none", confirm_top=0)
+    trials, _ = studied(tmp_path, base, Unlucky(str(tmp_path), times))
+    assert trials["0000"].state == state
+    assert state == "finished" or trials["0000"].reason.startswith("it broke off 3 times: ")
+
+
+def test_reasons_of_several_lines_stay_in_the_comment_of_best_yaml(tmp_path: Path) -> None:
+    written = _best_yaml(base_of(), "Nothing: CUDA error\nkernel errors\n\tmay come later").decode()
+    assert written.startswith("# Nothing: CUDA error kernel errors may come later\n")
+    assert resolve(yaml.safe_load(written)).train == base_of().train
 
 
 @dataclass(frozen=True)
