@@ -16,13 +16,16 @@ import torch
 from torch import Tensor
 
 from prvr_ray.config import StudentSettings
+from prvr_ray.retrieval.blocks import spans
 from prvr_ray.retrieval.metrics import ranks_from_counts, summarize
 from prvr_ray.student.batching import BatchReader
+from prvr_ray.student.cache import Ragged
 from prvr_ray.student.exchange import Exchange
 from prvr_ray.student.model import Student
 from prvr_ray.student.scores import max_cosines
 
 ITEMS_PER_PASS = 128
+_TEACHER_ROWS_PER_PASS = ITEMS_PER_PASS * 128  # the teacher sees every frame of an hour, the student at most 128
 _PAIRS_PER_TILE = 1024
 Metrics = dict[str, float]
 
@@ -39,7 +42,8 @@ class Validation:
         """Recall of the teacher alone, zero-shot, on all its frames."""
         cache = self.reader.cache
         queries_QD = self.reader.take(cache.teacher_queries, np.arange(len(cache.query_ids)))[0]
-        blocks = (self.reader.take(cache.teacher_frames, videos) for videos in self._shares(len(cache.video_ids)))
+        shares = (part for share in self._shares(len(cache.video_ids)) for part in _short(share, cache.teacher_frames))
+        blocks = (self.reader.take(cache.teacher_frames, videos) for videos in shares)
         return self._summarize(torch.cat([max_cosines(queries_QD, *block) for block in blocks], 1))
 
     @torch.no_grad()
@@ -101,3 +105,9 @@ class Validation:
         tiles = zip(query_P.split(_PAIRS_PER_TILE), level_P.split(_PAIRS_PER_TILE), strict=True)
         counts = [(scores_Qv[query_p] >= level_p[:, None]).sum(1) for query_p, level_p in tiles]
         return self.exchange.sum(torch.cat(counts))
+
+
+def _short(videos: np.ndarray, frames: Ragged) -> list[np.ndarray]:
+    """Cut videos into groups of few frames, or one video each; at least one group, which may be empty."""
+    offsets = np.concatenate([[0], np.cumsum(frames.lengths[videos])])
+    return [videos[start:stop] for start, stop in spans(offsets, _TEACHER_ROWS_PER_PASS)] or [videos]

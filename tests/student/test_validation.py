@@ -8,6 +8,7 @@ import torch
 from splits import QUIET, STUDENT, make_split
 
 from prvr_ray.retrieval.metrics import ranks, summarize
+from prvr_ray.student import validation
 from prvr_ray.student.batching import BatchReader
 from prvr_ray.student.exchange import Exchange
 from prvr_ray.student.training import new_state
@@ -44,7 +45,9 @@ def items(array) -> list[np.ndarray]:
     return [np.asarray(array.take(np.array([item]))[0], np.float32) for item in range(len(array.lengths))]
 
 
-def test_all_rows_equal_ranks_of_whole_matrices_by_sorting(cache):
+@pytest.mark.parametrize("rows_per_pass", [validation._TEACHER_ROWS_PER_PASS, 5])
+def test_all_rows_equal_ranks_of_whole_matrices_by_sorting(cache, rows_per_pass, monkeypatch):
+    monkeypatch.setattr(validation, "_TEACHER_ROWS_PER_PASS", rows_per_pass)
     settings = QUIET.model_copy(update={"precision": "float64"})
     model = new_state(cache, STUDENT, settings, 3, "cpu").model
     for parameter in model.parameters():  # at N(0, 0.02) all frames would look the same
@@ -73,6 +76,21 @@ def test_all_rows_equal_ranks_of_whole_matrices_by_sorting(cache):
     assert found == {row: pytest.approx(figures) for row, figures in expected.items()}
     assert len({len(videos) for videos in relevant}) > 1
     assert len({figures["sumr"] for figures in expected.values()}) > 2  # or the rows would show nothing
+
+
+def test_the_teachers_frames_of_long_videos_are_never_held_together(cache, monkeypatch):
+    monkeypatch.setattr(validation, "_TEACHER_ROWS_PER_PASS", 5)
+    held = []
+
+    class Recording(BatchReader):
+        def take(self, array, taken):
+            if array is cache.teacher_frames:
+                held.append(array.lengths[taken])
+            return super().take(array, taken)
+
+    Validation(Recording(cache), STUDENT, Exchange()).teacher()
+    assert sum(map(len, held)) == len(cache.video_ids)
+    assert all(lengths.sum() <= 5 or len(lengths) == 1 for lengths in held)
 
 
 def test_scores_that_are_no_numbers_are_refused(cache):
