@@ -255,7 +255,9 @@ class TuneSettings(Settings):
     )
     trial_cpus: Positive = Field(1.0, description="CPUs of one trial; trials of one process, train.num_workers=1")
     trial_gpus: float = Field(0.0, ge=0, description="GPUs of one trial, or a share of one; 0: it runs on the CPU")
-    max_concurrent: int = Field(0, ge=0, description="trials at a time; 0: as many as there is room for")
+    max_concurrent: int = Field(
+        0, ge=0, description="trials at a time; 0: as many as there is room for now, so nodes come one after another"
+    )
     confirm_top: int = Field(3, ge=0, description="best trials that are trained again on seeds; 0: no proof")
     num_seeds: Annotated[int, Field(ge=2)] = Field(5, description="seeds of the proof, and of each ablation")
     test_split: str = Field("test", description="split that the proof reports once; nothing is chosen by it")

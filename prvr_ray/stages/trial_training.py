@@ -14,7 +14,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from prvr_ray.config import Config
 from prvr_ray.runs import Metrics, RunFolder
 from prvr_ray.stages.devices import device_of
-from prvr_ray.stages.resources import Worker, require, room
+from prvr_ray.stages.resources import Worker, has_autoscaler, require, room
 from prvr_ray.stages.train import Job, run_workers, worker_of
 from prvr_ray.stages.training_data import TrainingData
 from prvr_ray.stages.trials import Report, figures
@@ -91,8 +91,9 @@ def check_splits(data: TrainingData, config: Config) -> str | None:
 def trial_worker(config: Config) -> tuple[Worker, int]:
     """What one trial occupies, and how many may run at a time (0: as many as there is room for).
 
-    A trial of several workers holds no CPU itself. No more of them start than their workers have room for together:
-    groups of which none is whole would wait for each other for ever.
+    A trial of several workers holds no CPU itself. No more of them start than their workers have room for together,
+    on the present nodes or, where the user says how many, on those that the autoscaler can bring: groups of which none
+    is whole would wait for each other for ever.
 
     Raises:
         ValueError: no node can give it.
@@ -105,6 +106,12 @@ def trial_worker(config: Config) -> tuple[Worker, int]:
     if settings.scheduler == "pbt":
         raise ValueError("tune.scheduler=pbt needs trials of one process; set train.num_workers to 1")
     worker = worker_of(config.train)
+    if settings.max_concurrent and has_autoscaler():
+        try:
+            require(worker, settings.max_concurrent * config.train.num_workers)
+        except ValueError as error:
+            raise ValueError(f"{error}, or lower tune.max_concurrent={settings.max_concurrent}") from None
+        return _COORDINATOR, settings.max_concurrent
     require(worker, config.train.num_workers)
     groups = max(1, room(worker) // config.train.num_workers)
     return _COORDINATOR, min(groups, settings.max_concurrent or groups)

@@ -4,6 +4,8 @@ import time
 
 import pytest
 
+from prvr_ray.config import resolve
+from prvr_ray.stages import trial_training
 from prvr_ray.stages.resources import Worker, pool_size, require, room
 
 
@@ -53,3 +55,35 @@ def test_what_can_never_come_is_refused_at_once_and_named(local_ray, worker, cou
 
 def test_a_pool_is_as_large_as_its_work_within_its_bounds():
     assert [pool_size(2, 8, items, 10) for items in (0, 5, 30, 31, 1000)] == [2, 2, 3, 4, 8]
+
+
+@pytest.mark.parametrize(
+    ("can_grow", "max_concurrent", "expected", "asked"),
+    [
+        (True, 8, 8, 16),  # nodes come for eight groups of two workers
+        (True, 0, 1, 2),  # none is there yet, and nobody said how many
+        (False, 8, 3, 2),  # the seven workers of the present nodes are three groups
+        (False, 2, 2, 2),
+    ],
+)
+def test_groups_of_workers_start_as_many_as_said_where_their_nodes_may_come(
+    can_grow, max_concurrent, expected, asked, monkeypatch
+):
+    requested = []
+    monkeypatch.setattr(trial_training, "has_autoscaler", lambda: can_grow)
+    monkeypatch.setattr(trial_training, "room", lambda worker: 0 if can_grow else 7)
+    monkeypatch.setattr(trial_training, "require", lambda worker, count: requested.append(count))
+    config = resolve({"train": {"num_workers": 2, "worker_cpus": 1}, "tune": {"max_concurrent": max_concurrent}})
+    assert trial_training.trial_worker(config)[1] == expected
+    assert requested == [asked]
+
+
+def test_more_groups_than_the_nodes_that_can_come_hold_are_refused_with_the_setting(monkeypatch):
+    def refuse(worker, count):
+        raise ValueError(f"no {count} workers")
+
+    monkeypatch.setattr(trial_training, "has_autoscaler", lambda: True)
+    monkeypatch.setattr(trial_training, "require", refuse)
+    config = resolve({"train": {"num_workers": 2, "worker_cpus": 1}, "tune": {"max_concurrent": 8}})
+    with pytest.raises(ValueError, match="no 16 workers, or lower tune.max_concurrent=8"):
+        trial_training.trial_worker(config)
