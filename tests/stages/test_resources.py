@@ -85,5 +85,5 @@ def test_more_groups_than_the_nodes_that_can_come_hold_are_refused_with_the_sett
     monkeypatch.setattr(trial_training, "has_autoscaler", lambda: True)
     monkeypatch.setattr(trial_training, "require", refuse)
     config = resolve({"train": {"num_workers": 2, "worker_cpus": 1}, "tune": {"max_concurrent": 8}})
-    with pytest.raises(ValueError, match="no 16 workers, or lower tune.max_concurrent=8"):
+    with pytest.raises(ValueError, match=r"no 16 workers, or lower tune\.max_concurrent=8"):
         trial_training.trial_worker(config)
