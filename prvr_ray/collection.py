@@ -189,6 +189,9 @@ class FeatureSet:
     def read_videos(self, rows: pa.Table, columns: tuple[str, ...] = ("teacher", "student")) -> Iterator[VideoFeatures]:
         """Stream whole videos, shard by shard; a video comes when the last of its segments has been read.
 
+        Segments of videos that were decoded at the same time lie in the same few shards, whose names say nothing about
+        when. Ingest takes videos by their ids, so shards in that order leave few videos waiting for the rest of them.
+
         Args:
             rows: rows of `complete()`, all segments of each video that is wanted.
             columns: which vectors to read; those left out come as (0, dim) arrays.
@@ -205,8 +208,9 @@ class FeatureSet:
         ]
         missing = {item["values"]: item["counts"] for item in rows["video_id"].value_counts().to_pylist()}
         waiting: dict[str, list[dict[str, Any]]] = {}
-        for name, in_shard in by_shard(rows):
-            table = read_table(self.video_shards.store, name, wanted).take(in_shard)
+        in_shard = dict(by_shard(rows))
+        for name in rows.sort_by([("video_id", "ascending"), ("segment", "ascending")])["shard"].unique().to_pylist():
+            table = read_table(self.video_shards.store, name, wanted).take(in_shard[name])
             for row in _rows(table):
                 video_id = row["video_id"].as_py()
                 waiting.setdefault(video_id, []).append(row)

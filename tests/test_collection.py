@@ -273,3 +273,35 @@ def test_many_small_shards_are_scanned_with_their_places(collection):
         "a3",
         "b3",
     ]
+
+
+def test_few_videos_wait_for_their_rest_though_shards_are_named_at_random(features, monkeypatch):
+    """Four decoders work on 60 videos by their ids, a segment each in turn; shards of eight segments come of it."""
+    num_videos, num_segments, num_decoders, rows_per_shard = 60, 6, 4, 8
+    rng = np.random.default_rng(0)
+    left = {f"v{number:02d}": list(range(num_segments)) for number in range(num_videos)}
+    rows = []
+    while left:
+        video_id = list(left)[rng.integers(min(num_decoders, len(left)))]
+        number = left[video_id].pop(0)
+        rows.append(make.segment(video_id, number, is_last=number == num_segments - 1))
+        left = {name: numbers for name, numbers in left.items() if numbers}
+    for start in range(0, len(rows), rows_per_shard):
+        table = pa.Table.from_pylist(rows[start : start + rows_per_shard], schema.FEATURE_VIDEOS)
+        features.video_shards.append(table, f"{rng.bytes(8).hex()}.parquet")
+
+    num_read, waiting, read_table = [0], [], collection_module.read_table
+
+    def counting(*arguments):
+        table = read_table(*arguments)
+        num_read[0] += len(table)
+        return table
+
+    monkeypatch.setattr(collection_module, "read_table", counting)
+    complete = features.complete()
+    num_read[0] = 0
+    for count, _ in enumerate(features.read_videos(complete)):
+        waiting.append(num_read[0] - count * num_segments)
+    assert len(waiting) == num_videos
+    # A decoder's share of the videos under way, and the shard at hand; read by name it would be half of all 360.
+    assert max(waiting) <= 2 * num_decoders * num_segments + rows_per_shard
