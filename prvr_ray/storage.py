@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 MAX_SHARD_BYTES = 256 * 2**20
+_CREATING_CLIENT = threading.Lock()
 _S3_ATTEMPTS = 8
 _S3_PAUSE_S = 0.1  # between attempts, times their number
 _WITHIN_URL = re.compile(r"//[^/\s]*@")  # a user and a password, as an endpoint's URL may hold them
@@ -269,7 +271,8 @@ class ArrowStore:
 
     def list(self, prefix: str = "") -> list[StoredObject]:
         base = self._path("")
-        selector = pa.fs.FileSelector(base, recursive=True, allow_not_found=True)
+        folder = self._path(prefix.rpartition("/")[0])  # nothing outside it begins like this
+        selector = pa.fs.FileSelector(folder, recursive=True, allow_not_found=True)
         infos = (info for info in self._filesystem.get_file_info(selector) if info.is_file)
         found = (
             StoredObject(info.path[len(base) :].lstrip("/"), info.size, f"{info.mtime_ns}-{info.size}")
@@ -464,7 +467,8 @@ def _s3_client() -> Any:
     import boto3
     from botocore.config import Config
 
-    return boto3.client("s3", config=Config(retries={"mode": "standard", "max_attempts": _S3_ATTEMPTS}))
+    with _CREATING_CLIENT:  # boto3's clients serve many threads, but only one at a time may make one
+        return boto3.client("s3", config=Config(retries={"mode": "standard", "max_attempts": _S3_ATTEMPTS}))
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 from faulty_proxy import Faults, faulty_proxy
@@ -285,6 +286,27 @@ def test_without_conditional_put_all_writers_agree_on_one_object(tmp_path):
     assert put_json_if_absent(store, "plan.json", {"writer": 99})["writer"] == standing
     claims = store.list("plan.json.claim-")
     assert store.get(claims[0].key) == store.get("plan.json")
+
+
+def test_listing_through_arrow_looks_no_further_than_the_prefixs_folder(tmp_path, monkeypatch):
+    files = pyarrow.fs.SubTreeFileSystem(str(tmp_path), pyarrow.fs.LocalFileSystem())
+    looked_at, selector = [], pyarrow.fs.FileSelector
+    monkeypatch.setattr(storage, "_arrow_filesystem", lambda scheme: files)
+    monkeypatch.setattr(
+        pyarrow.fs, "FileSelector", lambda path, **options: looked_at.append(path) or selector(path, **options)
+    )
+    store = storage.ArrowStore("gs://bucket/root")
+    for key in ("parts/1-a", "parts/1-b", "parts/2/c", "partsothers", "other/d"):
+        (tmp_path / "bucket/root" / key).parent.mkdir(parents=True, exist_ok=True)
+        store.put(key, b"x")
+    found = {prefix: [item.key for item in store.list(prefix)] for prefix in ("parts/1", "parts", "", "gone/x")}
+    assert found == {
+        "parts/1": ["parts/1-a", "parts/1-b"],
+        "parts": ["parts/1-a", "parts/1-b", "parts/2/c", "partsothers"],
+        "": ["other/d", "parts/1-a", "parts/1-b", "parts/2/c", "partsothers"],
+        "gone/x": [],
+    }
+    assert looked_at == ["bucket/root/parts", "bucket/root", "bucket/root", "bucket/root/gone"]
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import csv
 import io
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -12,6 +13,7 @@ from prvr_ray.corpus.records import parse_json
 from prvr_ray.storage import Store, StoredObject, open_store, read_table
 
 _MANIFESTS = ("parquet", "csv", "jsonl")
+_LISTS_AT_ONCE = 10  # as many connections as boto3 keeps
 
 
 @dataclass(frozen=True)
@@ -97,14 +99,21 @@ def _look_up(places: list[tuple[Store, str]]) -> dict[tuple[Store, str], StoredO
     for store, key in places:
         keys.setdefault(store, []).append(key)
     objects: dict[tuple[Store, str], StoredObject | str] = dict.fromkeys(places, "there is no such file")
-    for store, wanted in keys.items():
-        try:
-            listed = store.list(os.path.commonprefix(wanted))  # noqa: RUF071  characters are meant
-        except OSError as error:
-            objects |= {(store, key): str(error) for key in wanted}
-            continue
-        objects |= {(store, item.key): item for item in listed if (store, item.key) in objects}
+    with ThreadPoolExecutor(_LISTS_AT_ONCE) as pool:  # a folder for each video is one answer to wait for each
+        for store, listed in zip(keys, pool.map(_listed, keys, keys.values()), strict=True):
+            if isinstance(listed, str):
+                objects |= dict.fromkeys([(store, key) for key in keys[store]], listed)
+            else:
+                objects |= {(store, item.key): item for item in listed if (store, item.key) in objects}
     return objects
+
+
+def _listed(store: Store, keys: list[str]) -> list[StoredObject] | str:
+    """What lies in a folder under the names' common beginning, or why it cannot be listed."""
+    try:
+        return store.list(os.path.commonprefix(keys))  # noqa: RUF071  characters are meant
+    except OSError as error:
+        return str(error)
 
 
 def _manifest_rows(manifest: str) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Which videos a folder, a prefix or a manifest names; names are data, whatever they hold."""
 
 import os
+import threading
 
 import boto3
 import pyarrow as pa
@@ -9,6 +10,7 @@ import pytest
 
 from prvr_ray.config import IngestSettings
 from prvr_ray.stages.sources import Source, list_sources, parent_store
+from prvr_ray.storage import LocalStore
 
 EXTENSIONS = IngestSettings().extensions
 NAMES = [
@@ -95,6 +97,23 @@ def test_a_manifest_names_videos_anywhere(tmp_path, kind):
         ("bee", f"{tmp_path}/there/b.mp4", 2, None, None),
         ("gone.mp4", f"{tmp_path}/here/gone.mp4", 0, None, "there is no such file"),
     ]
+
+
+def test_folders_of_a_manifest_are_listed_at_the_same_time(tmp_path, monkeypatch):
+    """Each waits for the other: one after the other, neither would come to an end."""
+    both, list_one = threading.Barrier(2, timeout=20), LocalStore.list
+
+    def list_together(store, prefix):
+        both.wait()
+        return list_one(store, prefix)
+
+    monkeypatch.setattr(LocalStore, "list", list_together)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "video.mp4").write_bytes(b"1")
+    (tmp_path / "list.csv").write_text("uri\na/video.mp4\nb/video.mp4\n")
+    sources, _ = list_sources(str(tmp_path / "list.csv"), EXTENSIONS)
+    assert [source.missing for source in sources] == [None, None]
 
 
 def test_a_manifest_that_gives_an_id_twice_is_refused(tmp_path):
