@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from prvr_ray.collection import FeatureSet, declare_spec, open_collection
 from prvr_ray.config import IngestSettings
@@ -46,7 +47,8 @@ def ingest(
         dry_run: only say what would be done.
 
     Returns:
-        Counts of videos (with failures by class), frames and queries, and exit_code 1 if too many videos failed.
+        Counts of videos (with failures by class), frames and queries, of files that are missing or skipped, and
+        exit_code 1 if too many videos failed. A missing file is a failure only where its features do not stand.
 
     Raises:
         ValueError: unusable settings or source, an unknown encoder, or a feature set made with other settings.
@@ -60,8 +62,9 @@ def ingest(
     work = wanted_videos(current, states(feature_set, current), retry, settings.limit)
     queries = wanted_queries(collection, feature_set)
     wanted = {"videos": len(work), "bytes": sum(work["size"].to_pylist()), "queries": len(queries)}
+    of_source = {"missing": pc.count(current["missing"]).as_py(), "skipped": num_skipped}
     if dry_run:
-        return {"wanted": wanted, "skipped": num_skipped, "output": feature_set.store.uri}
+        return {"wanted": wanted, **of_source, "output": feature_set.store.uri}
     declare_spec(feature_set.store, _spec(settings, encoders))
     if len(changed):
         collection.video_shards.append(changed)
@@ -75,8 +78,8 @@ def ingest(
             num_frames = pipeline.ingest_videos(work, feature_set.video_shards, run)
             pipeline.ingest_queries(queries, feature_set.query_shards, run)
     counts = _count(feature_set, standing_videos(collection, current), settings.max_failure_share)
-    done = {"frames": num_frames, "queries": len(queries), "skipped": num_skipped}
-    return counts | done | {"output": feature_set.store.uri}
+    done = {"frames": num_frames, "queries": len(queries)}
+    return counts | done | of_source | {"output": feature_set.store.uri}
 
 
 def _describe(settings: IngestSettings) -> list[EncoderSpec]:

@@ -53,7 +53,8 @@ def current_videos(
 ) -> tuple[pa.Table, pa.Table]:
     """Compare the sources with the collection's videos; removed videos stay removed.
 
-    A video that is in no split gets that of its captions, else one by the hash of its id.
+    A video that is in no split gets that of its captions, else one by the hash of its id. A file that is missing may
+    only be out of reach, so its row stays as it is, and with it counts what was read from the file.
 
     Returns:
         The videos' rows as they are from now on (VIDEOS, with `missing` added); and those of them that are new, or of
@@ -117,7 +118,8 @@ def wanted_videos(videos: pa.Table, standing: dict[str, State], retry: Iterable[
         state = standing.get(row["video_id"], State((), False, None))
         if state.is_complete or (state.error_class is not None and state.error_class not in retry):
             continue
-        work.append({name: row.get(name) for name in WORK.names} | {"skip": state.segments})
+        size = 0 if row["missing"] else row["size"]  # what is missing is not downloaded
+        work.append({name: row.get(name) for name in WORK.names} | {"size": size, "skip": state.segments})
     return pa.Table.from_pylist(work[: limit or None], WORK)
 
 
@@ -137,6 +139,8 @@ def text_hash(text: str) -> str:
 
 def _video_row(source: Source, before: dict[str, Any] | None, split: str, now: float) -> dict[str, Any]:
     """`split` is for a video that neither its source nor its row puts in one."""
+    if source.missing and before:
+        return before | {"split": source.split or before["split"] or split}
     before = before or {}
     is_same_file = (before.get("size"), before.get("etag")) == (source.size, source.etag)
     return {

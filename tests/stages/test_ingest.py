@@ -115,6 +115,25 @@ def test_a_second_run_does_what_is_new_and_nothing_else(tmp_path, local_ray, vid
     assert everything["wanted"]["videos"] == 1
 
 
+def test_a_manifest_s_folder_that_is_away_for_a_while_costs_nothing(tmp_path, local_ray, videos, settings, monkeypatch):
+    root = tmp_path / "root"
+    manifest = tmp_path / "list.csv"
+    manifest.write_text("uri\nvideos/a.mp4\nvideos/b.mkv\n")
+    ingest(settings, root=str(root), videos=str(manifest))
+    before = features_of(root)
+    monkeypatch.setattr("prvr_ray.stages.ingest.plan_pipeline", None)  # a call would fail
+
+    videos.rename(tmp_path / "away")
+    summary = ingest(settings, root=str(root), videos=str(manifest))
+    assert summary["videos"] == {"total": 2, "ingested": 2, "failed": 0, "by_error_class": {}}
+    assert (summary["missing"], summary["exit_code"]) == (2, 0)
+    assert features_of(root).keys() == before.keys() == {"videos/a.mp4", "videos/b.mkv"}
+
+    (tmp_path / "away").rename(videos)
+    summary = ingest(settings, root=str(root), videos=str(manifest))
+    assert (summary["frames"], summary["missing"]) == (0, 0)
+
+
 def test_another_student_encoder_gets_the_same_frames_at_its_own_size(tmp_path, local_ray, encoder, videos, settings):
     root = tmp_path / "root"
     other = write_small_clip(tmp_path / "other", seed=5, image_size=48, embed_dim=16)

@@ -156,5 +156,18 @@ def test_an_empty_folder_is_refused(tmp_path):
         list_sources(str(tmp_path), EXTENSIONS)
 
 
+def test_a_folder_that_cannot_be_listed_ends_the_command_and_one_of_a_manifest_does_not(tmp_path, monkeypatch):
+    (tmp_path / "list.csv").write_text("uri\nvideos/a.mp4\n")
+
+    def refuse(store, prefix=""):
+        raise PermissionError(f"no permission for {store.uri}")
+
+    monkeypatch.setattr("prvr_ray.storage.LocalStore.list", refuse)
+    with pytest.raises(PermissionError, match="no permission for"):
+        list_sources(str(tmp_path / "videos"), EXTENSIONS)
+    (source,), _ = list_sources(str(tmp_path / "list.csv"), EXTENSIONS)
+    assert source.missing == f"no permission for {tmp_path}/videos"
+
+
 def test_sources_are_values():
     assert Source("a", "/v/a") == Source("a", "/v/a", 0, "", None, None)

@@ -84,6 +84,46 @@ def test_a_changed_file_is_wanted_anew_and_a_moved_one_is_not(collection):
     assert (rows["b"]["etag"], rows["b"]["added_at"]) == ("other", 2.0)
 
 
+def test_a_file_out_of_reach_keeps_its_row_and_its_features(collection):
+    there = [Source("done", "/v/done", 1, "e"), Source("half", "/v/half", 1, "e")]
+    put_videos(collection, there, now=1.0)
+    rows = collection.videos().to_pylist()
+    put_segments(
+        collection,
+        {"video_id": "done", "added_at": 1.0, "segment": 0, "is_last": True},
+        {"video_id": "half", "added_at": 1.0, "segment": 0},
+    )
+    lost = [Source(name, f"/elsewhere/{name}", missing="the token has expired") for name in ("done", "half", "new")]
+
+    current = put_videos(collection, lost, now=2.0)
+
+    work = wanted_videos(current, states(collection.features(), current), classes_to_retry("transient")).to_pylist()
+    assert [(row["video_id"], row["added_at"], row["size"]) for row in work] == [("half", 1.0, 0), ("new", 2.0, 0)]
+    assert all(row["missing"] == "the token has expired" for row in work)
+    assert collection.videos().to_pylist()[:2] == rows
+    failure = {"video_id": "half", "added_at": 1.0, "segment": 1, "is_last": True, "error_class": "download"}
+    put_segments(collection, failure)
+    current = put_videos(collection, [*there, Source("new", "/v/new", 1, "e")], now=3.0)
+    assert {name: state.segments for name, state in states(collection.features(), current).items()} == {
+        "done": (0,),
+        "half": (0,),
+    }
+    assert collection.features().complete()["video_id"].to_pylist() == ["done"]
+    assert dict(zip(current["video_id"].to_pylist(), current["added_at"].to_pylist(), strict=True)) == {
+        "done": 1.0,
+        "half": 1.0,
+        "new": 3.0,  # its first row was of no file
+    }
+
+
+def test_a_video_of_which_no_file_ever_stood_may_be_missing(collection):
+    released = {"video_id": "a", "etag": "released", "split": "val", "added_at": 0.5, "removed": False}
+    collection.video_shards.append(pa.Table.from_pylist([released], schema.VIDEOS))
+    current, changed = current_videos(collection, [Source("a", "/v/a", missing="gone")], SHARES, now=1.0)
+    assert len(changed) == 0
+    assert wanted_videos(current, {}, ())["size"].to_pylist() == [0]
+
+
 def test_nothing_new_puts_no_row(collection):
     sources = [Source("a", "/v/a", 1, "e"), Source("b", "/v/b", 2, "e", split="mine")]
     put_videos(collection, sources, now=1.0)
