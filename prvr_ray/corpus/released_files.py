@@ -67,7 +67,7 @@ class VectorFile:
     dim: int
 
     def __contains__(self, key: str) -> bool:
-        return key in self.file
+        return _flaw(self.file, key) != "missing"
 
     def read(self, key: str) -> np.ndarray:
         """The matrix of one key.
@@ -76,13 +76,11 @@ class VectorFile:
             (N, D) float32, N > 0, D = dim, finite in float16.
 
         Raises:
-            VectorsError: missing, not_plain (a link, bytes of another file, or too many of them), wrong_shape,
-                damaged, empty or not_finite.
+            VectorsError: missing, not_plain (behind a link, bytes of another file, or too many of them),
+                wrong_shape, damaged, empty or not_finite.
         """
-        if key not in self.file:
-            raise VectorsError("missing")
-        if not _is_hard_link(self.file, key):
-            raise VectorsError("not_plain")
+        if flaw := _flaw(self.file, key):
+            raise VectorsError(flaw)
         try:
             return _checked(self._matrix(self.file[key]))
         except (OSError, KeyError, RuntimeError):  # what h5py raises for a damaged chunk or header
@@ -92,7 +90,7 @@ class VectorFile:
         shape = getattr(item, "shape", None)
         if not shape or len(shape) > 2 or shape[-1] != self.dim or item.dtype.kind != "f":
             raise VectorsError("wrong_shape")
-        if item.external or item.nbytes > _MAX_VALUE_BYTES:
+        if item.external or item.is_virtual or item.nbytes > _MAX_VALUE_BYTES:
             raise VectorsError("not_plain")
         return item[()].astype(np.float32).reshape(-1, self.dim)
 
@@ -115,7 +113,7 @@ def open_vector_file(path: Path) -> Iterator[VectorFile]:
     except OSError as error:
         raise ValueError(f"{path} cannot be read as HDF5: {error}") from None
     with file:
-        shapes = (getattr(file[key], "shape", None) for key in file if _is_hard_link(file, key))
+        shapes = (getattr(file[key], "shape", None) for key in file if not _flaw(file, key))
         dim = next((int(shape[-1]) for shape in shapes if shape and shape[-1]), None)
         if dim is None:
             raise ValueError(f"{path} holds no vectors")
@@ -196,9 +194,26 @@ def _locate(frame_lists: Iterable[tuple[str, list[str]]], names: pa.Array) -> di
     return dict(zip(video_ids, np.split(numbers, np.cumsum(counts)[:-1]), strict=True)) if video_ids else {}
 
 
-def _is_hard_link(file: Any, key: str) -> bool:
-    """Links to other files would let a download read what it likes on this machine."""
-    return type(file.get(key, getlink=True)).__name__ == "HardLink"
+def _flaw(file: Any, key: str) -> str | None:
+    """Why a key is no object of the file's own: missing or not_plain; None where it is one.
+
+    Links to other files would let a download read what it likes on this machine. So each step of the key's path is
+    looked at before it is taken; `key in file` would follow them.
+    """
+    import h5py
+
+    names = [name for name in key.encode("utf-8", "surrogateescape").split(b"/") if name]
+    paths = [b"/".join(names[:end]) for end in range(1, len(names) + 1)]
+    links = file.id.links
+    try:
+        for path in paths:
+            if not links.exists(path):
+                return "missing"
+            if links.get_info(path).type != h5py.h5l.TYPE_HARD:
+                return "not_plain"
+    except (OSError, KeyError, RuntimeError):  # what h5py raises below a matrix, or in a damaged group
+        return "missing"
+    return None if paths else "missing"
 
 
 def _checked(vectors_ND: np.ndarray) -> np.ndarray:

@@ -195,6 +195,33 @@ def test_unusable_vectors_are_told_apart(tmp_path):
     }
 
 
+def test_no_key_leads_into_another_file(tmp_path):
+    with h5py.File(tmp_path / "private.hdf5", "w") as file:
+        file["x"] = np.ones((2, 4), np.float32)
+    layout = h5py.VirtualLayout((2, 4), "f4")
+    layout[:] = h5py.VirtualSource(str(tmp_path / "private.hdf5"), "x", (2, 4))
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        file["good"] = file["own/good"] = np.ones((2, 4), np.float32)
+        file["own/other"] = h5py.ExternalLink("private.hdf5", "/")
+        file["other"] = h5py.ExternalLink("private.hdf5", "/")
+        file["lost"] = h5py.ExternalLink("absent.hdf5", "/")
+        file["alias"] = h5py.SoftLink("/other")
+        file.create_virtual_dataset("virtual", layout)
+    reasons = {}
+    with open_vector_file(tmp_path / "a.hdf5") as file:
+        assert "/own/good" in file
+        assert "good/below" not in file
+        assert file.read("/own/good").shape == (2, 4)
+        for key in ["other/x", "own/other/x", "lost", "lost/x", "alias/x", "virtual", "", "/", "own/x", "good/below"]:
+            with pytest.raises(VectorsError) as error:
+                file.read(key)
+            reasons[key] = error.value.reason
+    assert reasons == {
+        **dict.fromkeys(["other/x", "own/other/x", "lost", "lost/x", "alias/x", "virtual"], "not_plain"),
+        **dict.fromkeys(["", "/", "own/x", "good/below"], "missing"),
+    }
+
+
 @pytest.mark.parametrize(
     "change", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"not HDF5" * 99]
 )
