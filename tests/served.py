@@ -123,10 +123,10 @@ def add_index(root, settings, rows_per_shard, name="i", prefix="shard-"):
     collection, run = open_collection(str(root)), open_run(str(root), "run")
     features, target = collection.features(), IndexFolder(collection, name)
     spec = declare_spec(target.store, stage._spec(run, features, settings))
-    encoder = WindowEncoder(run.load_student(), Windowing(**spec["windowing"]), settings.pass_frames)
-    rows = pa.concat_tables(
-        encoder.encode(features.read_videos(stage._missing(features, target), columns=("student",)))
-    )
+    windowing = Windowing(**spec["windowing"])
+    encoder = WindowEncoder(run.load_student(), windowing, settings.pass_frames)
+    missing = stage._missing(features, target, windowing)
+    rows = pa.concat_tables(encoder.encode(features.read_videos(missing, columns=("student",))))
     for start in range(0, len(rows), rows_per_shard):
         target.shards.append(rows.slice(start, rows_per_shard), f"{prefix}{start:05d}.parquet")
     stage._record(target, prefix)

@@ -44,20 +44,30 @@ def cut_windows(
     Raises:
         ValueError: an overlap that leaves no step, or an unknown windowing.
     """
+    n = len(timestamps_s)
+    starts = window_starts(n, limit, windowing, overlap)
+    if not starts:
+        return []
+    edges_s = frame_edges(timestamps_s, duration_s)
+    if windowing == "whole" and n > limit:
+        return [Window(0, n, edges_s[[*sample_starts(n, limit), n]])]
+    spans = [(start, min(start + limit, n)) for start in starts]
+    return [Window(start, stop, edges_s[start : stop + 1]) for start, stop in spans]
+
+
+def window_starts(n: int, limit: int, windowing: str, overlap: int) -> list[int]:
+    """The first frame of each window that `cut_windows` makes of n frames; none of no frames.
+
+    Raises:
+        ValueError: an overlap that leaves no step, or an unknown windowing.
+    """
     if windowing not in ("whole", "windows"):
         raise ValueError(f"unknown windowing {windowing!r}; one of whole, windows")
     if not 0 <= overlap < limit:
         raise ValueError(f"windows of {limit} frames cannot overlap by {overlap}; use 0 to {limit - 1}")
-    n = len(timestamps_s)
-    if n == 0:
-        return []
-    edges_s = frame_edges(timestamps_s, duration_s)
-    if n <= limit:
-        return [Window(0, n, edges_s)]
-    if windowing == "whole":
-        return [Window(0, n, edges_s[[*sample_starts(n, limit), n]])]
-    starts = np.minimum(np.arange(0, n - overlap, limit - overlap), n - limit)
-    return [Window(start, start + limit, edges_s[start : start + limit + 1]) for start in np.unique(starts).tolist()]
+    if n <= limit or windowing == "whole":
+        return [0] if n else []
+    return np.unique(np.minimum(np.arange(0, n - overlap, limit - overlap), n - limit)).tolist()
 
 
 def frame_edges(timestamps_s: np.ndarray, duration_s: float | None) -> np.ndarray:

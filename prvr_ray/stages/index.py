@@ -1,6 +1,8 @@
 """`prvr index`: a run's student encodes a feature set, through Ray Data, into shards of windows.
 
-Videos that stand in the index with the same source are left alone: adding videos later adds shards.
+Videos whose windows all stand in the index with the same source are left alone: adding videos later adds shards. A
+video whose windows came to lie in several shards, of which a killed job put only some, is encoded again as a whole;
+readers take one row of each window.
 """
 
 import time
@@ -8,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
@@ -26,6 +29,7 @@ from prvr_ray.stages.student_vectors import WindowEncoder, Windowing
 from prvr_ray.storage import put_json, read_table
 
 _VIDEOS_PER_TASK = 256
+_FILE = ["video_id", "added_at"]  # one version of a video
 
 
 def index(
@@ -55,7 +59,7 @@ def index(
     target = IndexFolder(collection, index)
     if not dry_run:
         declare_spec(target.store, spec)
-    work = _missing(features, target)
+    work = _missing(features, target, Windowing(**spec["windowing"]))
     num_videos = pc.count_distinct(work["video_id"]).as_py()
     if dry_run or not num_videos:
         return {"videos": num_videos, "dry_run": dry_run, "output": target.store.uri}
@@ -81,12 +85,22 @@ def _spec(folder: RunFolder, features: FeatureSet, settings: IndexSettings) -> d
     }
 
 
-def _missing(features: FeatureSet, target: IndexFolder) -> pa.Table:
-    """The complete videos' segments that are not indexed from the same source yet, in the order of their shards."""
-    complete = features.complete().select(["video_id", "added_at", "shard", "row"])
-    standing = target.windows().group_by(["video_id", "added_at"]).aggregate([])
-    wanted = complete.join(standing, keys=["video_id", "added_at"], join_type="left anti")
+def _missing(features: FeatureSet, target: IndexFolder, windowing: Windowing) -> pa.Table:
+    """The segments of complete videos of which a window is not indexed from the same source yet, by shard and row."""
+    complete = features.complete().select([*_FILE, "num_frames", "shard", "row"])
+    indexed = _indexed(complete, target.windows(), windowing)
+    wanted = complete.join(indexed, keys=_FILE, join_type="left anti")
     return wanted.sort_by([("shard", "ascending"), ("row", "ascending")])
+
+
+def _indexed(segments: pa.Table, windows: pa.Table, windowing: Windowing) -> pa.Table:
+    """The videos of `segments`, by file, of which every window is among `windows`."""
+    videos = segments.group_by(_FILE).aggregate([("num_frames", "sum")])
+    lengths, place_V = np.unique(videos["num_frames_sum"].to_numpy(), return_inverse=True)
+    num_windows = np.array([windowing.num_windows(length) for length in lengths.tolist()], np.int64)
+    videos = videos.append_column("expected", pa.array(num_windows[place_V]))
+    found = videos.join(windows.group_by(_FILE).aggregate([("window", "count")]), keys=_FILE, join_type="inner")
+    return found.filter(pc.greater_equal(found["window_count"], found["expected"])).select(_FILE)
 
 
 def _tasks(work: pa.Table) -> list[pa.Table]:

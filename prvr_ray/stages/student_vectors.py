@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from prvr_ray import schema
 from prvr_ray.collection import VideoFeatures
-from prvr_ray.retrieval.windows import Window, cut_windows
+from prvr_ray.retrieval.windows import Window, cut_windows, window_starts
 from prvr_ray.schema import pack_times, pack_vectors
 from prvr_ray.student.batching import normalize, sample_uniform
 from prvr_ray.student.model import Layout, Student
@@ -39,8 +39,16 @@ class Windowing:
             video.duration_s,
             limit=self.num_frames,
             windowing=self.mode,
-            overlap=min(self.overlap, self.num_frames // 2),
+            overlap=self._usable_overlap,
         )
+
+    def num_windows(self, num_frames: int) -> int:
+        """How many windows `cut` makes of a video of so many frames."""
+        return len(window_starts(num_frames, self.num_frames, self.mode, self._usable_overlap))
+
+    @property
+    def _usable_overlap(self) -> int:
+        return min(self.overlap, self.num_frames // 2)
 
 
 class WindowEncoder:

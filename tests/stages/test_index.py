@@ -80,6 +80,27 @@ def test_a_second_run_adds_only_new_and_changed_videos(tmp_path, local_ray):
     assert files_of(tmp_path).items() > files.items()  # what stood stands untouched
 
 
+def test_a_video_of_which_a_killed_job_put_some_windows_is_indexed_whole(tmp_path, local_ray):
+    """Windows of one video lie in two shards; a job that is killed between the two leaves the first."""
+    add_videos(tmp_path, [f"v{i:02d}" for i in range(30)])
+    add_run(tmp_path)
+    index(CUT, root=str(tmp_path), run="run", index="i")
+    whole, folder = rows_of(tmp_path, "i"), IndexFolder(open_collection(str(tmp_path)), "i")
+    windows = folder.windows().to_pylist()
+    shards_of = {video_id: {row["shard"] for row in windows if row["video_id"] == video_id} for video_id, _ in whole}
+    kept = next(min(shards) for shards in shards_of.values() if len(shards) > 1)
+    num_whole = sum(shards == {kept} for shards in shards_of.values())
+    for name in {*files_of(tmp_path)} - {kept, "spec.json"}:
+        folder.store.delete(name)
+    assert index(CUT, root=str(tmp_path), run="run", index="i")["videos"] == 30 - num_whole
+    assert rows_of(tmp_path, "i").keys() == whole.keys()
+    shards, missing = folder.plan()
+    assert sum(shard["rows"] for shard in shards) > len(whole)  # some windows stand twice
+    assert sum(shard["rows"] - len(shard["skip"]) for shard in shards) == len(whole)  # and count once
+    assert not missing
+    assert index(CUT, root=str(tmp_path), run="run", index="i")["videos"] == 0
+
+
 def test_one_branch_leaves_the_other_column_empty(tmp_path, local_ray):
     add_videos(tmp_path, ["a"])
     add_run(tmp_path, branches=("exploration",))
