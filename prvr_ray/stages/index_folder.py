@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from prvr_ray import schema
 from prvr_ray.collection import Collection, ShardFolder, newest_windows, read_spec
@@ -149,8 +150,11 @@ class IndexFolder:
         }
         return {name: written[name] for name in sorted(written) if name not in standing}
 
-    def load(self, shard: Json, branches: Sequence[str], dim: int) -> LoadedShard:
+    def load(self, shard: Json, branches: Sequence[str], dim: int, removed: Sequence[str] = ()) -> LoadedShard:
         """Read a planned shard.
+
+        Args:
+            removed: ids of videos to leave out besides the rows that the plan skips.
 
         Raises:
             ShardError: it is missing or damaged.
@@ -158,6 +162,8 @@ class IndexFolder:
         rows = read_table(self.store, shard["name"], ["video_id", "window", "num_frames", "edges_s", *branches])
         if shard["skip"]:
             rows = rows.take(np.setdiff1d(np.arange(len(rows)), shard["skip"]))
+        if removed:
+            rows = rows.filter(pc.invert(pc.is_in(rows["video_id"], pa.array(removed, pa.string()))))
         offsets = np.concatenate([[0], np.cumsum(rows["num_frames"].to_numpy())])
         try:
             frames = [stacked(rows[branch], np.dtype("<f2"), dim) for branch in branches]

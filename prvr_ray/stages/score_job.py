@@ -7,11 +7,13 @@ scores/<job>/  spec.json                       what is asked: index, questions, 
                part-00000-000.parquet          answers, by query_id and rank; the partials go once all of them stand
                finished.json                   the summary
 
-Every object is put whole under a name that follows from the plan, and never changes.
+Every object is put whole under a name that follows from the plan, and never changes; only, where a video has been
+removed since, a resumed job makes the partials and parts that name it again.
 """
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -28,12 +30,13 @@ from prvr_ray.retrieval.moments import branch_curves, fuse_curves, locate
 from prvr_ray.retrieval.scoring import Search
 from prvr_ray.retrieval.topk import Answers, merge_top_k, side_by_side
 from prvr_ray.stages.index_folder import IndexFolder, LoadedShard
-from prvr_ray.storage import Store, table_to_bytes
+from prvr_ray.storage import Store, read_table, table_to_bytes
 from prvr_ray.student.batching import prefetch
 
 QUERIES_PER_FILE = 4096
 _ANSWERS_PER_PART = 2_000_000  # some 150 MB
 _QUERIES_AT_ONCE = 4096  # of which answers are merged; moments that are found at a time
+_PARALLEL_READS = 4  # of partials, each some MB
 _TIMES = ("peak_s", "start_s", "end_s")
 
 Json = dict[str, Any]
@@ -56,6 +59,7 @@ class ScoreJob:
         spec, plan: as they stand in storage.
         mode: of the products; it changes no answer.
         absent: names of planned shards that are to be left out, for they are gone.
+        removed: ids of the videos that were removed after the plan was made.
     """
 
     root: str
@@ -64,6 +68,7 @@ class ScoreJob:
     plan: Json
     mode: str
     absent: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
 
     @cached_property
     def index(self) -> IndexFolder:
@@ -102,6 +107,16 @@ class ScoreJob:
         """Blocks that have not all their parts."""
         standing = {item.key for item in self.store.list("part-")}
         return [block for block in range(self.num_blocks) if not standing.issuperset(self.part_keys(block))]
+
+    def drop_removed(self) -> None:
+        """Delete the partials and parts that name a removed video: without it another one takes its place."""
+        if not self.removed:
+            return
+        keys = [item.key for prefix in ("part-", "partials/") for item in self.store.list(prefix)]
+        with ThreadPoolExecutor(_PARALLEL_READS) as readers:
+            for key, names in zip(keys, readers.map(self._names, keys), strict=True):
+                if names.intersection(self.removed):
+                    self.store.delete(key)
 
     def questions(self, block: int, device: torch.device | str = "cpu") -> Questions:
         """Read the vectors of a block of questions."""
@@ -175,7 +190,13 @@ class ScoreJob:
         return [shard for shard in self.plan["shards"][start:stop] if shard["name"] not in self.absent]
 
     def _load(self, shard: Json) -> LoadedShard:
-        return self.index.load(shard, self.branches, self.spec["dim"])
+        return self.index.load(shard, self.branches, self.spec["dim"], self.removed)
+
+    def _names(self, key: str) -> set[str]:
+        """The videos of a partial or a part."""
+        if key.endswith(".parquet"):
+            return set(read_table(self.store, key, ["video_id"])["video_id"].unique().to_pylist())
+        return set(unpack_names(safetensors.numpy.load(self.store.get(key))["names"]))
 
     def _query_keys(self, block: int) -> list[str]:
         files = range(-(-self.plan["num_queries"] // QUERIES_PER_FILE))

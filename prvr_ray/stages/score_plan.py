@@ -14,7 +14,7 @@ from prvr_ray.stages.index_folder import IndexFolder
 from prvr_ray.stages.query_files import is_file, read_questions
 from prvr_ray.stages.query_vectors import QueryPlan, text_encoder_name
 from prvr_ray.stages.score_job import QUERIES_PER_FILE, ScoreJob
-from prvr_ray.storage import put_json_if_absent
+from prvr_ray.storage import exists, put_json_if_absent
 
 # A partial is at most 1/8 of the shards that it was made from; 1/32 where that leaves enough units to share out, for
 # partials are put, read and merged besides.
@@ -49,6 +49,7 @@ def plan_job(settings: ScoreSettings, folder: IndexFolder, rows: pa.Table, queri
     Raises:
         ValueError: the index holds nothing.
     """
+    removed = folder.collection.removed()  # first: what is removed in between must look new to a resumed call
     shards, missing = folder.plan()
     if not any(shard["rows"] > len(shard["skip"]) for shard in shards):
         raise ValueError(f"index {folder.name!r} holds no windows; {'; '.join(missing) or '`prvr index` adds them'}")
@@ -62,19 +63,24 @@ def plan_job(settings: ScoreSettings, folder: IndexFolder, rows: pa.Table, queri
         "shards": shards,
         "units": cut_units(shards, unit_size(settings.unit_bytes, partial_bytes, shards)),
         "missing": missing,
+        "removed": removed.to_pylist(),
     }
 
 
 def begin_job(settings: ScoreSettings, folder: IndexFolder, queries: QueryPlan, spec: Json, plan: Json) -> ScoreJob:
-    """Put spec and plan, or go on with those that stand.
+    """Put spec and plan, or go on with those that stand; a job that is not finished leaves out what was removed since.
 
     Raises:
         ValueError: a job of that name asks something else; each difference is named.
     """
     spec = declare_spec(queries.store, spec)
-    plan = put_json_if_absent(queries.store, "plan.json", plan)
+    standing = put_json_if_absent(queries.store, "plan.json", plan)
+    removed = sorted({*plan["removed"]}.difference(standing.get("removed", ())))  # older plans do not say
     root, name = folder.collection.store.uri, queries.store.uri.rpartition("/")[2]
-    return ScoreJob(root, name, spec, plan, settings.mode)
+    job = ScoreJob(root, name, spec, standing, settings.mode, removed=tuple(removed))
+    if not exists(queries.store, "finished.json"):
+        job.drop_removed()
+    return job
 
 
 def sizes(plan: Json) -> dict[str, int]:

@@ -100,9 +100,9 @@ def test_the_next_shard_is_read_while_one_is_multiplied(world, monkeypatch):
     order = {shard["name"]: place for place, shard in enumerate(job.plan["shards"])}
     load, add, num_added = IndexFolder.load, Search.add, itertools.count()
 
-    def noted(self, shard, branches, dim):
+    def noted(self, shard, *wanted):
         begun[order[shard["name"]]].set()
-        return load(self, shard, branches, dim)
+        return load(self, shard, *wanted)
 
     def waiting(self, blocks):
         place = next(num_added)

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,11 +12,14 @@ from collections import Counter
 
 import psutil
 import pytest
+import safetensors.numpy
 from score_world import SETTINGS, answers, expected_answers, make_world
 
+from prvr_ray.maintenance import remove
 from prvr_ray.stages import score as stage
 from prvr_ray.stages import score_job, score_plan
 from prvr_ray.stages.score import Scorer, score
+from prvr_ray.stages.score_job import unpack_names
 from prvr_ray.storage import LocalStore
 
 
@@ -141,6 +145,14 @@ class Killed(BaseException):
     """Stands for the end of the process."""
 
 
+@pytest.fixture
+def small_files(monkeypatch):
+    """Ten questions a file, five a part."""
+    for module in (score_job, score_plan, stage):
+        monkeypatch.setattr(module, "QUERIES_PER_FILE", 10)
+    monkeypatch.setattr(score_job, "_ANSWERS_PER_PART", 35)
+
+
 def finish(root, output):
     """All of a job, or what is left of it: (its units, as often as each was scored), and whether it ended."""
     calls, work = Counter(), Scorer._score
@@ -160,13 +172,12 @@ def finish(root, output):
 
 
 @pytest.mark.parametrize("stride", [6, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_job_killed_at_any_step_goes_on_and_ends_byte_for_byte_the_same(world, without_ray, monkeypatch, stride):
+def test_a_job_killed_at_any_step_goes_on_and_ends_byte_for_byte_the_same(
+    world, without_ray, small_files, monkeypatch, stride
+):
     """Three blocks of queries, parts of five queries. The process ends before an object is put or deleted, and so after
     the one before: before every one, or every sixth."""
     root, student = world
-    for module in (score_job, score_plan, stage):
-        monkeypatch.setattr(module, "QUERIES_PER_FILE", 10)
-    monkeypatch.setattr(score_job, "_ANSWERS_PER_PART", 35)
     finish(root, f"undisturbed-{stride}")
     expected, found = parts_of(root / f"scores/undisturbed-{stride}"), answers(root, f"undisturbed-{stride}")
     assert len(expected) == 5
@@ -187,6 +198,50 @@ def test_a_job_killed_at_any_step_goes_on_and_ends_byte_for_byte_the_same(world,
         if is_finished:
             break
     assert fatal > 20
+
+
+def test_a_video_that_is_removed_after_a_kill_is_in_no_answer_of_the_resumed_job(
+    world, without_ray, small_files, monkeypatch, tmp_path
+):
+    """Then killed again, while what names the video is dropped or made anew."""
+    finish(world[0], "known")
+    removed = answers(world[0], "known")["q03"][0]["video_id"]
+    num_named = Counter()
+    for fatal in (10, 16, 20):  # before the fifth partial, the second part, the summary
+        root = tmp_path / str(fatal)
+        shutil.copytree(world[0], root, ignore=shutil.ignore_patterns("scores"))
+        folder = root / "scores/job"
+        with monkeypatch.context() as patch:
+            kill_before_step(patch, fatal)
+            assert not finish(root, "job")[1]
+        remove(str(root), removed)
+        named = {path.name for path in folder.glob("partials/*") if removed in names_of(path)}
+        untouched = {path.name for path in folder.glob("partials/*")} - named
+        num_named.update(partials=len(named), parts=len(parts_of(folder)))
+        with monkeypatch.context() as patch:
+            kill_before_step(patch, 4)
+            second, _ = finish(root, "job")
+        third, is_finished = finish(root, "job")
+        assert is_finished
+        assert untouched.isdisjoint(f"{block:05d}-{unit:05d}.safetensors" for block, unit in second + third)
+        finish(root, "begun-later")
+        assert parts_of(folder) == parts_of(root / "scores/begun-later")
+        assert all(row["video_id"] != removed for rows in answers(root).values() for row in rows)
+    assert min(num_named["partials"], num_named["parts"]) > 0
+
+
+def names_of(partial):
+    return unpack_names(safetensors.numpy.load_file(partial)["names"])
+
+
+def test_a_finished_job_stays_as_it_is_when_a_video_is_removed(world, without_ray, tmp_path):
+    root = tmp_path / "root"
+    shutil.copytree(world[0], root, ignore=shutil.ignore_patterns("scores"))
+    finish(root, "job")
+    before = parts_of(root / "scores/job")
+    remove(str(root), answers(root)["q03"][0]["video_id"])
+    assert finish(root, "job") == (Counter(), True)
+    assert parts_of(root / "scores/job") == before
 
 
 def kill_before_step(patch, fatal):
