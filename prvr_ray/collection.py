@@ -209,7 +209,7 @@ class FeatureSet:
         missing = {item["values"]: item["counts"] for item in rows["video_id"].value_counts().to_pylist()}
         waiting: dict[str, list[dict[str, Any]]] = {}
         in_shard = dict(by_shard(rows))
-        for name in rows.sort_by([("video_id", "ascending"), ("segment", "ascending")])["shard"].unique().to_pylist():
+        for name in rows.sort_by([("video_id", "ascending"), ("shard", "ascending")])["shard"].unique().to_pylist():
             table = read_table(self.video_shards.store, name, wanted).take(in_shard[name])
             for row in _rows(table):
                 video_id = row["video_id"].as_py()

@@ -139,5 +139,6 @@ def open_lookup(collection: Collection, index: str, moment_threshold: float = 0.
     folder = IndexFolder(collection, index)
     shards, missing = folder.plan()
     if missing:
-        raise ValueError(f"{'; '.join(missing)}. Index again: `prvr index` puts what is missing")
+        advice = "Delete what is damaged and index again: `prvr index` puts what is missing"
+        raise ValueError(f"{'; '.join(missing)}. {advice}")
     return Lookup(folder, folder.run(), shards, moment_threshold)

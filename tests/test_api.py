@@ -155,7 +155,7 @@ def test_an_index_with_a_lost_shard_is_refused(root):
     index = root.store.child("index/main")
     put_json(index, "written-1.json", {"shard-9.parquet": "test/gone.mp4"})
     try:
-        with pytest.raises(ValueError, match=r"shard-9.parquet is missing. Index again"):
+        with pytest.raises(ValueError, match=r"shard-9.parquet is missing. Delete what is damaged and index again"):
             api.search(root, "main", "a text")
     finally:
         index.delete("written-1.json")

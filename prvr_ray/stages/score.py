@@ -83,7 +83,8 @@ def score(
 
 def _refuse(missing: list[str], allow_missing: bool) -> None:
     if missing and not allow_missing:
-        raise ValueError(f"{'; '.join(missing)}. Restore or index again, or go on without by --allow-missing")
+        advice = "Restore it, or delete what is damaged and index again, or go on without by --allow-missing"
+        raise ValueError(f"{'; '.join(missing)}. {advice}")
 
 
 def start_scorers(job: ScoreJob, num_tasks: int, queries: QueryPlan, settings: ScoreSettings) -> list[Any]:
