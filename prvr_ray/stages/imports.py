@@ -7,7 +7,7 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +19,7 @@ from prvr_ray.config import IngestSettings
 from prvr_ray.corpus.annotations import read_annotations
 from prvr_ray.corpus.released import Released, ReleasedCaption, check_splits, open_released
 from prvr_ray.corpus.splits import split_of
+from prvr_ray.stages.captions import resplit, splits_said, use_known_ids
 from prvr_ray.stages.progress import Steps
 from prvr_ray.storage import open_store, put_json
 
@@ -54,44 +55,22 @@ def import_collection(layout: str, source: str, root: str, *, name: str | None =
 def _import_captions(layout: str, path: Path, collection: Collection, name: str | None) -> dict[str, Any]:
     read = read_annotations(layout, path, name)
     videos = collection.videos()
-    unknown = _use_known_ids(read.queries, videos["video_id"].to_pylist())
+    unknown = use_known_ids(read.queries, set(videos["video_id"].to_pylist()))
     splits = _settle_splits(read.queries, collection, videos)
     counts = _put_changed(collection.query_shards, "query_id", collection.queries(), read.queries)
+    left_out = {"captions_without_text": read.without_text}
+    if len(videos):  # else they all come later
+        left_out["captions_of_unknown_video"] = unknown
     return {
         "queries": counts,
         "videos": len({video_id for query in read.queries for video_id in query["video_ids"]}),
-        "videos_resplit": _resplit(collection, videos, splits),
+        "videos_resplit": resplit(collection, videos, splits),
         "moments": sum(len(query["moments"]) for query in read.queries),
         "windows_left_out": read.num_dropped,
         "windows_with": read.defects,
-        "left_out": _named({"captions_without_text": read.without_text, "captions_of_unknown_video": unknown}),
+        "left_out": _named(left_out),
         "output": collection.query_shards.store.uri,
     }
-
-
-def _use_known_ids(queries: list[Row], video_ids: list[str]) -> list[str]:
-    """Turn a file's video names into the collection's ids, which have folders and endings.
-
-    Returns:
-        The ids of queries that name a video which the collection, unless it is empty, does not have. They are kept:
-        the video may come later.
-    """
-    by_alias: dict[str, list[str]] = {}
-    for video_id in video_ids:
-        path = PurePosixPath(video_id)
-        for alias in {path.name, path.stem}:
-            by_alias.setdefault(alias, []).append(video_id)
-    ids = {alias: found[0] for alias, found in by_alias.items() if len(found) == 1}
-    ids |= {video_id: video_id for video_id in video_ids}
-    unknown = []
-    for query in queries:
-        if any(video_id not in ids for video_id in query["video_ids"]):
-            unknown.append(query["query_id"])
-        query["video_ids"] = [ids.get(video_id, video_id) for video_id in query["video_ids"]]
-        query["moments"] = [
-            moment | {"video_id": ids.get(moment["video_id"], moment["video_id"])} for moment in query["moments"]
-        ]
-    return unknown if video_ids else []
 
 
 def _settle_splits(queries: list[Row], collection: Collection, videos: pa.Table) -> dict[str, str]:
@@ -104,33 +83,13 @@ def _settle_splits(queries: list[Row], collection: Collection, videos: pa.Table)
         ValueError: a video has queries in two splits.
     """
     standing = {row["query_id"]: row for row in collection.queries().to_pylist()}
-    said: dict[str, str] = {}
-    for query in (standing | {query["query_id"]: query for query in queries}).values():
-        for video_id in query["video_ids"] if query["split"] else ():
-            if said.setdefault(video_id, query["split"]) != query["split"]:
-                raise ValueError(
-                    f"video {video_id} has captions in the splits {said[video_id]} and {query['split']} "
-                    f"(query {query['query_id']}): a video belongs to one split"
-                )
+    said = splits_said((standing | {query["query_id"]: query for query in queries}).values())
     known = dict(zip(videos["video_id"].to_pylist(), videos["split"].to_pylist(), strict=True))
     shares = IngestSettings().split_shares
     for query in queries:
         video_id = query["video_ids"][0]
         query["split"] = query["split"] or said.get(video_id) or known.get(video_id) or split_of(video_id, shares)
     return said
-
-
-def _resplit(collection: Collection, videos: pa.Table, splits: dict[str, str]) -> int:
-    """Move the collection's videos to the splits of their captions; returns how many moved."""
-    rows = videos.to_pylist()
-    moved = [
-        row | {"split": splits[row["video_id"]]}
-        for row in rows
-        if splits.get(row["video_id"], row["split"]) != row["split"]
-    ]
-    if moved:
-        collection.video_shards.append(pa.Table.from_pylist(moved, collection.video_shards.schema))
-    return len(moved)
 
 
 def _import_released(path: Path, collection: Collection, name: str | None) -> dict[str, Any]:

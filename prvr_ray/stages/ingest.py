@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from prvr_ray.collection import FeatureSet, declare_spec, open_collection
 from prvr_ray.config import IngestSettings
 from prvr_ray.encoders import EncoderSpec, describe_encoder
+from prvr_ray.stages.captions import match_captions
 from prvr_ray.stages.ingest_pipeline import plan_pipeline
 from prvr_ray.stages.session import connect
 from prvr_ray.stages.sources import list_sources
@@ -47,17 +48,23 @@ def ingest(
         dry_run: only say what would be done.
 
     Returns:
-        Counts of videos (with failures by class), frames and queries, of files that are missing or skipped, and
-        exit_code 1 if too many videos failed. A missing file is a failure only where its features do not stand.
+        Counts of videos (with failures by class), frames and queries, of queries whose names of videos became ids, of
+        files that are missing or skipped, and exit_code 1 if too many videos failed. A missing file is a failure only
+        where its features do not stand.
 
     Raises:
-        ValueError: unusable settings or source, an unknown encoder, or a feature set made with other settings.
+        ValueError: unusable settings or source, an unknown encoder, a feature set made with other settings, or a video
+            whose captions say two splits under two of its names.
     """
     retry = classes_to_retry(settings.retry)
     encoders = _describe(settings)
     sources, num_skipped = list_sources(videos, settings.extensions)
     collection = open_collection(root)
     feature_set = collection.features(features)
+    num_matched = 0
+    if not dry_run:
+        declare_spec(feature_set.store, _spec(settings, encoders))
+        num_matched = match_captions(collection, (source.video_id for source in sources))
     current, changed = current_videos(collection, sources, settings.split_shares, time.time())
     work = wanted_videos(current, states(feature_set, current), retry, settings.limit)
     queries = wanted_queries(collection, feature_set)
@@ -65,7 +72,6 @@ def ingest(
     of_source = {"missing": pc.count(current["missing"]).as_py(), "skipped": num_skipped}
     if dry_run:
         return {"wanted": wanted, **of_source, "output": feature_set.store.uri}
-    declare_spec(feature_set.store, _spec(settings, encoders))
     if len(changed):
         collection.video_shards.append(changed)
         current = standing_videos(collection, current)
@@ -78,7 +84,7 @@ def ingest(
             num_frames = pipeline.ingest_videos(work, feature_set.video_shards, run)
             pipeline.ingest_queries(queries, feature_set.query_shards, run)
     counts = _count(feature_set, standing_videos(collection, current), settings.max_failure_share)
-    done = {"frames": num_frames, "queries": len(queries)}
+    done = {"frames": num_frames, "queries": len(queries), "queries_matched": num_matched}
     return counts | done | of_source | {"output": feature_set.store.uri}
 
 

@@ -48,14 +48,19 @@ def features_of(root):
 
 def test_ingest_encodes_every_frame_as_plain_open_clip_does(tmp_path, local_ray, encoder, videos, settings):
     root = tmp_path / "root"
-    captions = [{"query_id": f"q{n}", "text": f"a red circle {n}", "video_ids": ["a.mp4"]} for n in range(3)]
+    captions = [
+        {"query_id": f"q{n}", "text": f"a red circle {n}", "video_ids": ["c"], "split": "mine"} for n in range(3)
+    ]
     open_collection(str(root)).query_shards.append(pa.Table.from_pylist(captions, schema.QUERIES))
 
     summary = ingest(settings, root=str(root), videos=str(videos))
 
     assert summary["videos"] == {"total": 4, "ingested": 3, "failed": 1, "by_error_class": {"decode": 1}}
-    assert summary["skipped"] == 1
+    assert (summary["skipped"], summary["queries_matched"]) == (1, 3)
     assert summary["exit_code"] == 0
+    collection = open_collection(str(root))
+    assert collection.queries()["video_ids"].to_pylist() == [["more/c.mp4"]] * 3
+    assert {row["video_id"] for row in collection.videos().to_pylist() if row["split"] == "mine"} == {"more/c.mp4"}
     found = features_of(root)
     assert {name: len(video.timestamps_s) for name, video in found.items()} == {
         "a.mp4": 6,
