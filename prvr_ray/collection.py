@@ -19,6 +19,7 @@ from prvr_ray import schema
 from prvr_ray.schema import FORMAT_VERSION, unpack_times, unpack_vectors
 from prvr_ray.storage import (
     Store,
+    check_name,
     get_json,
     new_name,
     open_store,
@@ -130,7 +131,12 @@ class Collection:
         return rows if split is None else rows.filter(pc.equal(rows["split"], split))
 
     def features(self, name: str = "default") -> "FeatureSet":
-        """The feature set of that name, there or not."""
+        """The feature set of that name, there or not.
+
+        Raises:
+            ValueError: a name that is no single folder's.
+        """
+        check_name("features", name)
         store = self.store.child(f"features/{name}")
         return FeatureSet(
             self,

@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from prvr_ray.config import Config, resolve
-from prvr_ray.storage import Store, get_json, open_store, put_json, put_json_if_absent
+from prvr_ray.storage import Store, check_name, get_json, open_store, put_json, put_json_if_absent
 from prvr_ray.student.checkpoints import TrainingState, student_from_bytes, student_to_bytes
 from prvr_ray.student.model import Student
 
@@ -169,8 +169,7 @@ def open_run(root: str, run: str) -> RunFolder:
     Raises:
         ValueError: a name that is no single folder's.
     """
-    if not run or "/" in run or run.startswith("."):
-        raise ValueError(f"run {run!r} is not a name; use letters, digits, - and _")
+    check_name("run", run)
     return RunFolder(open_store(root).child(f"runs/{run}"))
 
 

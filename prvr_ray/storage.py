@@ -103,6 +103,19 @@ def open_store(uri: str | Path) -> Store:
     return S3Store(normal) if parts.scheme == "s3" else ArrowStore(normal)
 
 
+def check_name(what: str, name: str) -> None:
+    """Refuse a name that a run, an index or the like cannot have, for each is one folder in its own place.
+
+    Args:
+        what: is named, for the message.
+
+    Raises:
+        ValueError: a name that is no single folder's.
+    """
+    if not name or "/" in name or name.startswith("."):
+        raise ValueError(f"{what} {name!r} is not a name; use letters, digits, - and _")
+
+
 @dataclass(frozen=True)
 class LocalStore:
     """A folder on a local or mounted disk."""

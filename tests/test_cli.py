@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from jsonargparse import Namespace
+from served import add_run, add_videos
 from small_clip import write_small_clip
 
 from prvr_ray import cli
@@ -40,6 +41,29 @@ def test_options_win_over_file_and_file_over_preset(train_settings, tmp_path):
     assert run_train("--preset", "tvr", "--config", str(file), "--train.lr", "0.75") == 0
     train = train_settings[0].train
     assert (train.lr, train.margin, train.dropout) == (0.75, 0.6, 0.2)
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", ""])
+@pytest.mark.parametrize(
+    ("command", "flag", "what"),
+    [
+        (["ingest", "--videos", "."], "--features", "features"),
+        (["train", "--run", "run"], "--features", "features"),
+        (["tune", "--study", "new"], "--features", "features"),
+        (["tune"], "--study", "study"),
+        (["ablate"], "--study", "study"),
+        (["index", "--run", "run"], "--index", "index"),
+        (["index", "--index", "i"], "--run", "run"),
+        (["search", "a dog"], "--index", "index"),
+    ],
+)
+def test_a_name_that_is_no_single_folders_is_refused_and_makes_nothing(tmp_path, capsys, command, flag, what, name):
+    add_videos(tmp_path, ["a"])
+    add_run(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert cli.main([*command, flag, name, "--root", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"prvr: {what} {name!r} is not a name; use letters, digits, - and _\n"
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_settings_file_may_lie_in_a_bucket(train_settings, s3_root, capsys):

@@ -26,7 +26,7 @@ from prvr_ray.report.setup import setup_section
 from prvr_ray.report.study import ablation_section, study_section
 from prvr_ray.report.training import training_section
 from prvr_ray.runs import RunFolder, open_run
-from prvr_ray.storage import exists, get_json
+from prvr_ray.storage import check_name, exists, get_json
 
 
 def report(
@@ -59,8 +59,7 @@ def report(
         ValueError: no such collection, run or index, an index that lacks shards, or a name with a folder in it.
     """
     collection = existing_collection(root)
-    if "/" in name or name.startswith("."):
-        raise ValueError(f"report {name!r} is not a name; use letters, digits, - and _")
+    check_name("report", name or run)
     sources = _Sources(settings, collection, open_run(root, run), split, protocol)
     sections = [
         sources.setup(),

@@ -20,7 +20,7 @@ from prvr_ray.collection import Collection, ShardFolder, newest_windows, read_sp
 from prvr_ray.retrieval.blocks import FrameBlock
 from prvr_ray.runs import RunFolder, open_run
 from prvr_ray.stages.counted_rows import ShardLook, look_at, rows_to_skip
-from prvr_ray.storage import ShardError, Store, get_json, read_table
+from prvr_ray.storage import ShardError, Store, check_name, get_json, read_table
 
 WRITTEN = "written-"
 _PARALLEL_READS = 16
@@ -49,10 +49,17 @@ class LoadedShard:
 
 @dataclass(frozen=True)
 class IndexFolder:
-    """index/<index> of a collection. A small value that travels to workers."""
+    """index/<index> of a collection. A small value that travels to workers.
+
+    Raises:
+        ValueError: a name that is no single folder's.
+    """
 
     collection: Collection
     name: str
+
+    def __post_init__(self) -> None:
+        check_name("index", self.name)
 
     @property
     def store(self) -> Store:

@@ -56,11 +56,11 @@ def ingest(
         ValueError: unusable settings or source, an unknown encoder, a feature set made with other settings, or a video
             whose captions say two splits under two of its names.
     """
+    collection = open_collection(root)
+    feature_set = collection.features(features)
     retry = classes_to_retry(settings.retry)
     encoders = _describe(settings)
     sources, num_skipped = list_sources(videos, settings.extensions)
-    collection = open_collection(root)
-    feature_set = collection.features(features)
     num_matched = 0
     if not dry_run:
         declare_spec(feature_set.store, _spec(settings, encoders))

@@ -14,7 +14,7 @@ from prvr_ray.stages.index_folder import IndexFolder
 from prvr_ray.stages.query_files import is_file, read_questions
 from prvr_ray.stages.query_vectors import QueryPlan, text_encoder_name
 from prvr_ray.stages.score_job import QUERIES_PER_FILE, ScoreJob
-from prvr_ray.storage import exists, put_json_if_absent
+from prvr_ray.storage import check_name, exists, put_json_if_absent
 
 # A partial is at most 1/8 of the shards that it was made from; 1/32 where that leaves enough units to share out, for
 # partials are put, read and merged besides.
@@ -31,8 +31,10 @@ def find_questions(source: str, folder: IndexFolder, output: str) -> tuple[pa.Ta
         source: a split, a file, or `-`; see `prvr_ray.stages.query_files`.
 
     Raises:
-        ValueError: no questions there, text that the index's run cannot read, or a run that has gone on since.
+        ValueError: no questions there, text that the index's run cannot read, a run that has gone on since, or an
+            output that is no single folder's name.
     """
+    check_name("output", output)
     run, spec = folder.run(), folder.spec()
     weights = {name: spec[name] for name in ("weights", "weights_sha256")}
     features = folder.collection.features(spec["features"])

@@ -21,7 +21,7 @@ from prvr_ray.stages.resources import Worker
 from prvr_ray.stages.schedulers import make_scheduler
 from prvr_ray.stages.trial_folder import TrialFolder
 from prvr_ray.stages.trials import Objective, run_trials
-from prvr_ray.storage import Store, open_store, put_json
+from prvr_ray.storage import Store, check_name, open_store, put_json
 from prvr_ray.tuning.comparison import BASE, Row, choose, compare, run_name, simultaneous
 from prvr_ray.tuning.sampler import Sampler, importance
 from prvr_ray.tuning.space import Point, Space, apply_point, parse_space, point_of, searchable
@@ -46,8 +46,7 @@ def open_study(root: str, study: str) -> Store:
     Raises:
         ValueError: a name that is no single folder's.
     """
-    if not study or "/" in study or study.startswith("."):
-        raise ValueError(f"study {study!r} is not a name; use letters, digits, - and _")
+    check_name("study", study)
     return open_store(root).child(f"tune/{study}")
 
 
