@@ -2,6 +2,9 @@
 
 import os
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ from prvr_ray.corpus.frames import FrameSpec
 from prvr_ray.corpus.packets import Sampling
 
 SPECS = [FrameSpec((24, 24))]
+NUM_DECODERS = 2
 LIMITS = Limits(max_pixels=4096 * 4096)
 
 
@@ -58,23 +62,31 @@ def mutated(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
 
 @pytest.mark.parametrize("count", [100, pytest.param(2000, marks=pytest.mark.slow)])
 def test_mutated_files_give_frames_or_a_failure(tmp_path, originals, count):
-    rng = np.random.default_rng(count)
-    path = tmp_path / "mutated.mp4"
-    outcomes: dict[str, int] = {}
     before = open_pipes_and_files()
-    with VideoDecoder(timeout_s=30, stall_s=10, memory_bytes=2**30) as decoder:
-        for _ in range(count):
-            first, second = rng.choice(len(originals), 2)
-            path.write_bytes(mutated(originals[first].read_bytes(), originals[second].read_bytes(), rng))
-            begun = time.monotonic()
-            outcome = ingested(decoder, path)
-            assert time.monotonic() - begun < 35
-            outcomes[outcome] = outcomes.get(outcome, 0) + 1
+    paths = [tmp_path / f"mutated-{number}.mp4" for number in range(NUM_DECODERS)]
+    rngs = np.random.default_rng(count).spawn(NUM_DECODERS)
+    with ThreadPoolExecutor(NUM_DECODERS) as threads:
+        shares = threads.map(partial(outcomes_of, originals, count // NUM_DECODERS), paths, rngs)
+        outcomes = sum(shares, Counter[str]())
+    assert outcomes.total() == count
     assert outcomes["frames"] > count // 5
     assert outcomes["decode"] > 0
     assert set(outcomes) <= {"frames", "out_of_memory", *PERMANENT}
     assert decoding_children() == []
     assert open_pipes_and_files() <= before
+
+
+def outcomes_of(originals: list[Path], count: int, path: Path, rng: np.random.Generator) -> Counter[str]:
+    """What one decoder makes of so many mutations, one after the other at one path."""
+    outcomes = Counter[str]()
+    with VideoDecoder(timeout_s=30, stall_s=10, memory_bytes=2**30) as decoder:
+        for _ in range(count):
+            first, second = rng.choice(len(originals), 2)
+            path.write_bytes(mutated(originals[first].read_bytes(), originals[second].read_bytes(), rng))
+            begun = time.monotonic()
+            outcomes[ingested(decoder, path)] += 1
+            assert time.monotonic() - begun < 35
+    return outcomes
 
 
 def ingested(decoder: VideoDecoder, path: Path) -> str:

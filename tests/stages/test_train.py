@@ -207,16 +207,6 @@ def kill_a_worker_after(folder: RunFolder, updates: int) -> threading.Thread:
 
 
 @pytest.mark.slow
-def test_a_run_whose_worker_is_killed_ends_bit_equal_to_an_uninterrupted_one(root, tmp_path):
-    config = settings(tmp_path / "cache", num_workers=2, num_epochs=12, patience=12, checkpoint_steps=3)
-    train(config, root=root, run="whole")
-    killer = kill_a_worker_after(open_run(root, "killed"), 5)
-    train(config, root=root, run="killed")
-    killer.join()
-    assert final_state(open_run(root, "killed")) == final_state(open_run(root, "whole"))
-
-
-@pytest.mark.slow
 def test_an_elastic_run_goes_on_with_fewer_workers(root, tmp_path):
     config = settings(tmp_path / "cache", num_workers=4, min_workers=1, worker_cpus=1, num_epochs=4)
     assert train(config, root=root, run="elastic")["epochs"] == 4  # two CPUs: two workers of four
@@ -246,13 +236,18 @@ def test_a_run_on_s3_leaves_the_same_student_as_one_on_a_disk(root, s3_root, tmp
 
 
 @pytest.mark.slow
-def test_the_same_command_goes_on_after_its_driver_was_killed(root, tmp_path):
-    config = settings(tmp_path / "cache", num_epochs=12, patience=12, checkpoint_steps=3, worker_cpus=1)
+def test_runs_whose_worker_or_driver_is_killed_end_bit_equal_to_an_uninterrupted_one(root, tmp_path):
+    config = settings(tmp_path / "cache", num_workers=2, worker_cpus=1, num_epochs=12, patience=12, checkpoint_steps=3)
     train(config, root=root, run="whole")
-    driver = start_driver(config, root, "killed")
-    wait_for(lambda: num_updates(open_run(root, "killed")) >= 5)
+    killer = kill_a_worker_after(open_run(root, "without-worker"), 5)
+    train(config, root=root, run="without-worker")
+    killer.join()
+    assert final_state(open_run(root, "without-worker")) == final_state(open_run(root, "whole"))
+
+    driver = start_driver(config, root, "without-driver")
+    wait_for(lambda: num_updates(open_run(root, "without-driver")) >= 5)
     driver.kill()
     driver.wait()
-    assert open_run(root, "killed").summary() is None
-    assert start_driver(config, root, "killed").wait(300) == 0
-    assert final_state(open_run(root, "killed")) == final_state(open_run(root, "whole"))
+    assert open_run(root, "without-driver").summary() is None
+    assert start_driver(config, root, "without-driver").wait(300) == 0
+    assert final_state(open_run(root, "without-driver")) == final_state(open_run(root, "whole"))
