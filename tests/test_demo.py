@@ -59,6 +59,6 @@ def test_a_bucket_as_root_is_refused():
 def test_the_fused_student_beats_its_teacher_on_the_test_split_of_another_world(tmp_path, local_ray):
     if made := os.environ.get("PRVR_DEMO_ROOT"):  # what `make demo` left: its teacher will do here too
         shutil.copytree(f"{made}/teacher", tmp_path / "teacher")
-    config = resolve({"demo": {"seed": 1}, "tune": {"num_trials": 1}}, "demo")
+    config = resolve({"demo": {"seed": 1}, "tune": {"num_trials": 2}}, "demo")
     rows = demo(config, root=str(tmp_path))["evaluate"]["rows"]
     assert rows["fused"]["sumr"] > rows["teacher"]["sumr"] + 5
