@@ -29,7 +29,7 @@ from prvr_ray.tuning.trial import Trial
 
 Report = Callable[[int, float], None]  # epoch, from 1, and its validation SumR
 
-_LOST_WORKERS = 2  # a trial starts again after its process died or its storage failed, this often
+_RESTARTS = 2  # of a trial whose process died or whose storage failed
 _POPULATION = "population"
 _POINTER = "folder.txt"  # all that our Ray checkpoints hold: whose folder to go on from
 _TUNE_SETTINGS = {
@@ -109,7 +109,7 @@ def run_trials(
             run_config=tune.RunConfig(
                 storage_path=scratch,
                 callbacks=[recorder],
-                failure_config=tune.FailureConfig(max_failures=_LOST_WORKERS),
+                failure_config=tune.FailureConfig(max_failures=_RESTARTS),
                 verbose=0,
             ),
         ).fit()
@@ -247,7 +247,7 @@ class _Recorder(_Unsaved, tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
         error = str(trial.get_error() or "no reason known").strip().splitlines()[-1]
-        self._end(trial, state="failed", reason=f"it broke off {_LOST_WORKERS + 1} times: {error}")
+        self._end(trial, state="failed", reason=f"it broke off {_RESTARTS + 1} times: {error}")
 
     def _end(self, trial: RayTrial, **ending: Any) -> None:
         name = str(trial)
