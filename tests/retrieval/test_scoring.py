@@ -9,6 +9,7 @@ import torch
 from ragged_worlds import as_blocks, assert_equals_brute_force, brute_force_scores, ragged_world, unit_rows
 
 from prvr_ray.retrieval import bounds, memory, multiplying, products, scoring
+from prvr_ray.retrieval.blocks import Names
 from prvr_ray.retrieval.scoring import FrameBlock, search
 
 MODES = ("exact", "fast")
@@ -135,14 +136,17 @@ def test_equal_rows_score_equal_bits_wherever_they_lie():
         assert top.video_ids[0] == sorted(owner for owner, _ in world)
 
 
-def near_ties(rng, dim, num_videos, level):
-    """Videos whose best frames differ from one another by less than bfloat16 can tell, around one query."""
+def near_ties(rng, dim, num_videos, level, every=1):
+    """Videos whose best frames differ from one another by less than bfloat16 can tell, around one query.
+
+    All frames but every so manieth are far below.
+    """
     query = unit_rows(rng, (1, dim))
     offsets = rng.uniform(-1e-4, 1e-4, (num_videos, 1))
     noise = rng.standard_normal((num_videos, dim)) * 0.05
     best = (level + offsets) * query + noise - (noise @ query.T) * query
     world = [
-        (f"v{v:04d}", [np.concatenate([best[v : v + 1] * (1 - 1e-4 * f) for f in range(20)])])
+        (f"v{v:04d}", [np.concatenate([best[v] * (1 - 1e-4 * f) - (f % every > 0) * query for f in range(20)])])
         for v in rng.permutation(num_videos)
     ]
     return [(1.0, query)], world
@@ -150,13 +154,28 @@ def near_ties(rng, dim, num_videos, level):
 
 @pytest.mark.parametrize("group_rows", [200, 1000, 100_000])
 @pytest.mark.parametrize("level", [0.6, 0.0, -0.6])
-def test_fast_equals_exact_on_adversarial_near_ties(level, group_rows, monkeypatch):
+@pytest.mark.parametrize("every", [1, 7])
+def test_fast_equals_exact_on_adversarial_near_ties(every, level, group_rows, monkeypatch):
     monkeypatch.setattr(scoring, "_GROUP_ROWS", group_rows)
-    queries, world = near_ties(np.random.default_rng(4), 64, 300, level)
+    queries, world = near_ties(np.random.default_rng(4), 64, 300, level, every)
     exact = search(queries, as_blocks(world, [64, 3]), 50, "exact")
     assert_equals_brute_force(exact, queries, world, 50)
     fast = search(queries, as_blocks(world, [64, 3]), 50, "fast")
     assert_identical(fast, exact)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("weight", [1.0, -0.5])
+@pytest.mark.parametrize("level", [0.6, 0.0, -0.6])
+def test_scores_of_windows_lie_within_their_slack(level, weight, mode):
+    [(_, query_QD)], world = near_ties(np.random.default_rng(5), 64, 300, level, every=7)
+    resident, names = scoring.QueryBlocks([query_QD], mode), Names()
+    [group] = resident.groups(as_blocks(world, [300]), names)
+    [(_, made)] = resident.products(group, names.ids)
+    fused = made.fused([weight])
+    _, true_QV = brute_force_scores([(weight, query_QD)], [(f"{w:03d}", rows) for w, (_, rows) in enumerate(world)])
+    true_WQ = torch.from_numpy(true_QV.T)[group.windows_W]
+    assert ((fused.scores_WQ.double() - true_WQ).abs() <= fused.slack_WQ).all()
 
 
 @pytest.mark.parametrize("setting", [None, "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"])
