@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup lint test test-slow demo
+.PHONY: setup lint test test-slow test-all demo
 
 setup: $(READY)
 
@@ -29,6 +29,11 @@ test: setup
 test-slow: setup
 	$(BIN)/pytest -m slow $(OTHERS)
 	$(BIN)/pytest -m slow $(CLUSTERS)
+
+# All that both show, each thing once, after `make demo`.
+test-all: setup demo
+	PRVR_DEMO_ROOT=demo-root $(BIN)/pytest -m "not double" $(OTHERS)
+	$(BIN)/pytest -m "not double" $(CLUSTERS)
 
 demo: setup
 	$(BIN)/prvr demo --root demo-root

@@ -105,12 +105,10 @@ def _wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
 
 
 def _end(process: subprocess.Popen) -> None:
+    """Kill a head with all that it started: asked to end, an autoscaling one takes over 15 s."""
     started = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-    process.terminate()
-    try:
-        process.wait(timeout=15)
-    except subprocess.TimeoutExpired:
-        process.kill()
+    process.kill()
+    process.wait()
     for child in started:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
