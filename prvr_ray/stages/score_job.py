@@ -30,7 +30,7 @@ from prvr_ray.retrieval.moments import branch_curves, fuse_curves, locate
 from prvr_ray.retrieval.scoring import Search
 from prvr_ray.retrieval.topk import Answers, merge_top_k, side_by_side
 from prvr_ray.stages.index_folder import IndexFolder, LoadedShard
-from prvr_ray.storage import Store, read_table, table_to_bytes
+from prvr_ray.storage import Store, exists, get_json, read_table, table_to_bytes
 from prvr_ray.student.batching import prefetch
 
 QUERIES_PER_FILE = 4096
@@ -107,6 +107,12 @@ class ScoreJob:
         """Blocks that have not all their parts."""
         standing = {item.key for item in self.store.list("part-")}
         return [block for block in range(self.num_blocks) if not standing.issuperset(self.part_keys(block))]
+
+    def finished(self) -> Json | None:
+        """The summary of a job that has ended; None while there is something to do. Its shards may be gone since."""
+        if self.wanted_blocks() or not exists(self.store, "finished.json"):
+            return None
+        return get_json(self.store, "finished.json")
 
     def drop_removed(self) -> None:
         """Delete the partials and parts that name a removed video: without it another one takes its place."""

@@ -14,7 +14,7 @@ from score_world import CUT, SETTINGS, answers, expected_answers, make_world, wi
 from served import add_index, add_videos
 
 from prvr_ray.collection import existing_collection
-from prvr_ray.maintenance import remove
+from prvr_ray.maintenance import compact, remove
 from prvr_ray.retrieval.scoring import Search
 from prvr_ray.stages.index_folder import IndexFolder
 from prvr_ray.stages.score import Scorer, score
@@ -153,6 +153,18 @@ def test_a_removed_video_is_in_no_answer(damaged, without_ray):
     top = answered(root, "before")["q03"][0]["video_id"]
     remove(str(root), top)
     assert all(row["video_id"] != top for rows in answered(root, "after").values() for row in rows)
+
+
+def test_a_finished_job_stays_as_it_is_though_its_shards_are_gone(damaged, without_ray):
+    root, shards = damaged
+    ask = {"root": str(root), "index": "i", "queries": "test", "output": "job"}
+    first, rows = score(SETTINGS, **ask), answers(root, "job")
+    remove(str(root), rows["q03"][0]["video_id"])
+    compact(str(root))
+    for shard in shards:  # as gc does after a day
+        shard.unlink(missing_ok=True)
+    assert score(SETTINGS, **ask) == first | {"units_scored": 0}
+    assert answers(root, "job") == rows
 
 
 def test_of_a_changed_video_only_the_new_rows_answer(damaged, without_ray):
