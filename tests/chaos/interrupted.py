@@ -178,11 +178,11 @@ def _prvr(command: list[str], variables: dict[str, str], log: Path) -> None:
 
 
 def end_family(process: BaseProcess) -> None:
-    """Kill a process as suddenly as can be. Ray ends with its driver; whatever has not after a while is ended here."""
+    """Kill a process as suddenly as can be. Ray ends with its driver; whatever has not after a second is ended here."""
     family = psutil.Process(process.pid).children(recursive=True) if process.is_alive() else []
     process.kill()
     process.join()
-    _, left = psutil.wait_procs(family, timeout=3)
+    _, left = psutil.wait_procs(family, timeout=1)
     for member in left:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()

@@ -86,6 +86,7 @@ def test_ingest_survives_the_death_of_a_decoding_and_of_an_encoding_node(nodes, 
     assert {places[place.node_id] for place in nodes.actors() if place.name == ENCODERS} == {"gpu"}
 
 
+@pytest.mark.slow
 def test_ingest_leaves_room_for_the_encoder_on_one_gpu_machine(nodes, tmp_path):
     nodes.add(2, num_gpus=1)
     root, videos = tmp_path / "root", render_videos(tmp_path / "videos", 8)

@@ -26,6 +26,7 @@ def prvr(tmp_path, local_ray, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_released_features_train_resume_evaluate_and_report(prvr, tmp_path, capsys):
     small = ["--student.hidden_dim=16", "--train.num_epochs=2", "--train.videos_per_batch=3"]
     training = [

@@ -256,7 +256,7 @@ class Unlucky:
         return {}
 
 
-@pytest.mark.parametrize(("times", "state"), [(2, "finished"), (3, "failed")])
+@pytest.mark.parametrize(("times", "state"), [pytest.param(2, "finished", marks=pytest.mark.slow), (3, "failed")])
 def test_a_trial_whose_storage_fails_starts_again_and_is_given_up_at_last(
     local_ray: None, tmp_path: Path, times: int, state: str
 ) -> None:
