@@ -30,7 +30,7 @@ test-slow: setup
 	$(BIN)/pytest -m slow $(OTHERS)
 	$(BIN)/pytest -m slow $(CLUSTERS)
 
-# All that both show, each thing once, after `make demo`.
+# Both in one, after `make demo` and without what is marked `double`.
 test-all: setup demo
 	PRVR_DEMO_ROOT=demo-root $(BIN)/pytest -m "not double" $(OTHERS)
 	$(BIN)/pytest -m "not double" $(CLUSTERS)

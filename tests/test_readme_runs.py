@@ -177,6 +177,23 @@ def test_every_command_runs_in_the_order_of_the_pages(desk):
     assert "✓ right" in demo
     assert "✓ right" in own
     assert "Paired differences over the queries" in demo
+    check_answers_in_the_bucket()
+
+
+def check_answers_in_the_bucket() -> None:
+    """Both questions have all 15 videos, by rank, with moments in order."""
+    from prvr_ray.storage import open_store, read_table
+
+    scores = open_store(f"s3://{BUCKET}/collection").child("scores/answers")
+    rows = [row for item in scores.list("part-") for row in read_table(scores, item.key).to_pylist()]
+    ids = sorted({row["query_id"] for row in rows})
+    assert len(ids) == 2
+    assert [(row["query_id"], row["rank"]) for row in rows] == [(q, rank) for q in ids for rank in range(1, 16)]
+    assert {row["video_id"] for row in rows} == {f"kitchen/{n:02d}.mp4" for n in range(15)}
+    assert all(-1.001 <= row["score"] <= 1.001 for row in rows)
+    moments = [(row["start_s"], row["peak_s"], row["end_s"]) for row in rows if row["peak_s"] is not None]
+    assert len(moments) >= 2
+    assert all(0 <= start <= peak <= end for start, peak, end in moments)
 
 
 def test_every_exception_is_one_of_a_command_that_stands_there():

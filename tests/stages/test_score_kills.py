@@ -129,7 +129,6 @@ def test_a_killed_job_goes_on_and_ends_byte_for_byte_the_same(world, whole, slow
 
 
 @pytest.mark.slow
-@pytest.mark.double  # of test_score_dealing's lost scorer and test_node_kills' lost node
 def test_a_killed_worker_is_replaced_and_its_unit_alone_is_scored_again(whole, slow_job):
     num_units, expected = whole
     job = slow_job("worker-killed")
