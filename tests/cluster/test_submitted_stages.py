@@ -29,14 +29,14 @@ def head() -> Iterator[Head]:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    """A folder with videos, a manifest of them, an encoder, and root/, where the captions stand already."""
+    """A folder with videos, one of them broken, their manifest, an encoder, and root/, where the captions stand."""
     folder = tmp_path_factory.mktemp("world")
     scripts = plan_world(0, NUM_VIDEOS)
     for script in scripts:
         render(script, folder)
-    write_lines(
-        folder / "videos.jsonl", [{"uri": s.video_id, "video_id": s.video_id, "split": s.split} for s in scripts]
-    )
+    (folder / "broken.mp4").write_bytes(b"no video")
+    lines = [{"uri": s.video_id, "video_id": s.video_id, "split": s.split} for s in scripts]
+    write_lines(folder / "videos.jsonl", [*lines, {"uri": "broken.mp4", "video_id": "broken.mp4"}])
     own = ("query_id", "text", "split")
     captions = [{**query["moments"][0], **{name: query[name] for name in own}} for query in queries_of(scripts)]
     write_lines(folder / "captions.jsonl", captions)
@@ -72,11 +72,11 @@ def last_json(log: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_all_stages_run_as_jobs_with_their_logs(head, world):
+def test_all_stages_run_as_jobs_with_their_logs_and_exit_codes(head, world):
     root = ["--root", f"{world}/root"]
     encoder = f"{world}/encoder/model.json:{world}/encoder/weights.safetensors"
     code, ingest = submitted(head, "ingest", "--videos", f"{world}/videos.jsonl", *root, "--encoder", encoder)
-    assert (code, ingest["videos"]["ingested"], ingest["queries"]) == (0, 17, 51)
+    assert (code, ingest["videos"]["ingested"], ingest["videos"]["failed"], ingest["queries"]) == (1, 17, 1, 51)
     code, train = submitted(head, "train", *root, "--run", "r", *TRAIN)
     assert (code, train["epochs"]) == (0, 2)
     code, index = submitted(head, "index", *root, "--run", "r", "--index", "i")
