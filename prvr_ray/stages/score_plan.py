@@ -14,7 +14,7 @@ from prvr_ray.stages.index_folder import IndexFolder
 from prvr_ray.stages.query_files import is_file, read_questions
 from prvr_ray.stages.query_vectors import QueryPlan, text_encoder_name
 from prvr_ray.stages.score_job import QUERIES_PER_FILE, ScoreJob
-from prvr_ray.storage import check_name, exists, put_json_if_absent
+from prvr_ray.storage import check_name, put_json_if_absent
 
 # A partial is at most 1/8 of the shards that it was made from; 1/32 where that leaves enough units to share out, for
 # partials are put, read and merged besides.
@@ -80,7 +80,7 @@ def begin_job(settings: ScoreSettings, folder: IndexFolder, queries: QueryPlan, 
     removed = sorted({*plan["removed"]}.difference(standing.get("removed", ())))  # older plans do not say
     root, name = folder.collection.store.uri, queries.store.uri.rpartition("/")[2]
     job = ScoreJob(root, name, spec, standing, settings.mode, removed=tuple(removed))
-    if not exists(queries.store, "finished.json"):
+    if not job.finished():
         job.drop_removed()
     return job
 
