@@ -1,4 +1,4 @@
-"""The last worker of ingest and of index: rows in, one shard put."""
+"""Rows in, one shard put: ingest's last worker, and the last step of an indexing one."""
 
 import hashlib
 

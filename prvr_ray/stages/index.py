@@ -1,12 +1,15 @@
 """`prvr index`: a run's student encodes a feature set, through Ray Data, into shards of windows.
 
+A worker encodes videos and puts their windows itself, so vectors never leave its process: where indexers hold every CPU
+there is no other worker that waits for one, and a node that dies takes no vectors along that are not put yet.
+
 Videos whose windows all stand in the index with the same source are left alone: adding videos later adds shards. A
 video whose windows came to lie in several shards, of which a killed job put only some, is encoded again as a whole;
 readers take one row of each window.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,10 +19,11 @@ import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy
 
-from prvr_ray.collection import FeatureSet, declare_spec, existing_collection
+from prvr_ray import schema
+from prvr_ray.collection import FeatureSet, ShardFolder, declare_spec, existing_collection
 from prvr_ray.config import IndexSettings
 from prvr_ray.runs import RunFolder, open_run
-from prvr_ray.stages.committing import check_put, put_shards
+from prvr_ray.stages.committing import PutShard, check_put
 from prvr_ray.stages.devices import device_of
 from prvr_ray.stages.index_folder import WRITTEN, IndexFolder
 from prvr_ray.stages.progress import Steps
@@ -27,6 +31,7 @@ from prvr_ray.stages.resources import Worker, pool_size, require
 from prvr_ray.stages.session import connect
 from prvr_ray.stages.student_vectors import WindowEncoder, Windowing
 from prvr_ray.storage import put_json, read_table
+from prvr_ray.student.batching import prefetch
 
 _VIDEOS_PER_TASK = 256
 _FILE = ["video_id", "added_at"]  # one version of a video
@@ -103,56 +108,83 @@ def _indexed(segments: pa.Table, windows: pa.Table, windowing: Windowing) -> pa.
     return found.filter(pc.greater_equal(found["window_count"], found["expected"])).select(_FILE)
 
 
-def _tasks(work: pa.Table) -> list[pa.Table]:
-    """Cut the work into tasks of some videos each, which lie near one another."""
+def _tasks(work: pa.Table, windowing: Windowing, rows_per_shard: int) -> list[pa.Table]:
+    """Cut the work into tasks of some videos each, which lie near one another: as many as fill a shard, or more."""
     video_of_row = work["video_id"].combine_chunks().dictionary_encode().indices.to_numpy()
-    task_of_row = video_of_row // _VIDEOS_PER_TASK
-    return [work.filter(pa.array(task_of_row == task)) for task in range(int(task_of_row.max()) + 1)]
+    frames_V = np.bincount(video_of_row, work["num_frames"].to_numpy()).astype(np.int64)
+    task_V, num_videos, num_rows = [0], 0, 0
+    for num_frames in frames_V[:-1].tolist():
+        num_videos, num_rows = num_videos + 1, num_rows + windowing.num_windows(num_frames)
+        is_full = num_videos >= _VIDEOS_PER_TASK and num_rows >= rows_per_shard
+        task_V.append(task_V[-1] + is_full)
+        if is_full:
+            num_videos = num_rows = 0
+    task_of_row = np.array(task_V)[video_of_row]
+    return [work.filter(pa.array(task_of_row == task)) for task in range(task_V[-1] + 1)]
 
 
 @dataclass(frozen=True)
 class _EncodePlan:
-    """What an indexing worker needs."""
+    """What an indexing worker needs. name: the start of its shards' names."""
 
     features: FeatureSet
     run: RunFolder
     spec: dict[str, Any]
     pass_frames: int
     num_gpus: float
+    shards: ShardFolder
+    name: str
+    rows_per_shard: int
 
 
-class _EncodeVideos:
-    """Turns located feature rows into rows of the index."""
+class _IndexVideos:
+    """Encodes the videos of located feature rows and puts their windows; what comes is for `check_put`."""
 
     def __init__(self, plan: _EncodePlan):
         device = device_of(plan.num_gpus)
-        self._features = plan.features
+        self._features, self._rows_per_shard = plan.features, plan.rows_per_shard
         self._encoder = WindowEncoder(
             plan.run.load_student(plan.spec), Windowing(**plan.spec["windowing"]), plan.pass_frames, device
         )
+        self._put = PutShard(plan.shards, plan.name)
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
-        yield from self._encoder.encode(self._features.read_videos(rows, columns=("student",)))
+        windows = self._encoder.encode(self._features.read_videos(rows, columns=("student",)))
+        yield from prefetch(self._put, _of_size(windows, self._rows_per_shard), depth=1)
+
+
+def _of_size(tables: Iterable[pa.Table], num_rows: int) -> Iterator[pa.Table]:
+    """The same rows in tables of num_rows; only the last one is shorter."""
+    waiting = schema.INDEX.empty_table()
+    for table in tables:
+        waiting = pa.concat_tables([waiting, table])
+        while len(waiting) >= num_rows:
+            yield waiting.slice(0, num_rows)
+            waiting = waiting.slice(num_rows)
+    if len(waiting):
+        yield waiting
 
 
 def _encode(
     settings: IndexSettings, run: RunFolder, features: FeatureSet, target: IndexFolder, work: pa.Table, spec: Any
 ) -> dict[str, Any]:
-    tasks = _tasks(work)
     worker = Worker("indexer", settings.indexer_cpus, settings.indexer_gpus, labels=settings.indexer_labels)
     require(worker)
     name = f"shard-{time.time_ns():020d}"
     row_bytes = spec["windowing"]["num_frames"] * spec["dim"] * len(spec["branches"]) * 2
-    plan = _EncodePlan(features, run, spec, settings.pass_frames, settings.indexer_gpus)
-    windows = ray.data.from_arrow(tasks).map_batches(
-        _EncodeVideos,
+    rows_per_shard = max(1, settings.shard_bytes // row_bytes)
+    tasks = _tasks(work, Windowing(**spec["windowing"]), rows_per_shard)
+    plan = _EncodePlan(
+        features, run, spec, settings.pass_frames, settings.indexer_gpus, target.shards, name, rows_per_shard
+    )
+    put = ray.data.from_arrow(tasks).map_batches(
+        _IndexVideos,
         fn_constructor_args=(plan,),
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=pool_size(1, settings.num_indexers, len(tasks))),
         **worker.options,
     )
-    put = put_shards(windows, target.shards, name, max(1, settings.shard_bytes // row_bytes))
     num_videos = pc.count_distinct(work["video_id"]).as_py()
     counts = _follow(put, num_videos)
     _record(target, name)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -107,8 +108,13 @@ class Command:
         raise AssertionError(f"it did not happen: {self.log.read_text()[-3000:]}")
 
     def result(self, timeout_s: float = 180.0) -> dict[str, Any]:
-        """The command's summary, once it has ended well."""
-        assert self.process.wait(timeout_s) == 0, self.log.read_text()[-3000:]
+        """The command's summary, once it has ended well; one that hangs says where."""
+        try:
+            self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)  # with PYTHONFAULTHANDLER: every thread's stack, to the log
+            self.process.wait(10)
+        assert self.process.returncode == 0, self.log.read_text()[-6000:]
         return json.loads(self.log.read_text().splitlines()[-1])
 
 
@@ -116,9 +122,10 @@ class Command:
 def running(folder: Path, *arguments: str) -> Iterator[Command]:
     """Start `prvr ARGUMENTS --json`; it is ended with the context."""
     log = folder / f"{arguments[0]}-{time.time_ns()}.log"
+    variables = {**os.environ, "PYTHONFAULTHANDLER": "1"}
     with open(log, "wb") as file:
         process = subprocess.Popen(
-            [BIN / "prvr", *arguments, "--json"], stdout=file, stderr=subprocess.STDOUT, env=os.environ.copy()
+            [BIN / "prvr", *arguments, "--json"], stdout=file, stderr=subprocess.STDOUT, env=variables
         )
     try:
         yield Command(process, log)

@@ -21,7 +21,7 @@ from prvr_ray.stages.trial_folder import TrialFolder
 from prvr_ray.storage import open_store
 
 DECODERS, ENCODERS = "MapWorker(MapBatches(DecodeVideos))", "MapWorker(MapBatches(EncodePacks))"
-INDEXERS = "MapWorker(MapBatches(_EncodeVideos))"
+INDEXERS = "MapWorker(MapBatches(_IndexVideos))"
 NUM_VIDEOS = 24
 STUDENT = ["--student.hidden_dim", "16", "--student.max_frames", "12", "--train.videos_per_batch", "6"]
 ROW = [("video_id", "ascending"), ("window", "ascending")]

@@ -9,6 +9,7 @@ from prvr_ray.collection import open_collection
 from prvr_ray.config import IndexSettings
 from prvr_ray.runs import open_run
 from prvr_ray.schema import unpack_times, unpack_vectors
+from prvr_ray.stages import index as stage
 from prvr_ray.stages.index import index
 from prvr_ray.stages.index_folder import IndexFolder
 from prvr_ray.storage import put_json, read_table
@@ -62,6 +63,18 @@ def test_rows_are_the_students_unit_vectors_of_each_window(tmp_path, local_ray, 
         assert row["num_frames"] == len(edges) - 1 == min(len(frames), MAX_FRAMES)
         for branch, vectors_FD in encoded(student, sample_uniform(frames, MAX_FRAMES)).items():
             np.testing.assert_allclose(unpack_vectors(row[branch], HIDDEN_DIM), vectors_FD, atol=1e-3)
+
+
+@pytest.mark.parametrize(("videos_per_task", "sizes"), [(10, [16, 16, 8]), (20, [16, 16, 4, 4])])
+def test_every_shard_of_a_task_but_its_last_is_full(tmp_path, local_ray, monkeypatch, videos_per_task, sizes):
+    """16 windows of 8 frames, 2 branches and 16 features fill 8,192 bytes; a task is no smaller than that."""
+    monkeypatch.setattr(stage, "_VIDEOS_PER_TASK", videos_per_task)
+    add_videos(tmp_path, [f"v{i:02d}" for i in range(40)])
+    add_run(tmp_path)
+    index(SETTINGS, root=str(tmp_path), run="run", index="i")
+    rows = IndexFolder(open_collection(str(tmp_path)), "i").shards.scan(["video_id"])
+    assert sorted(rows["shard"].value_counts().field("counts").to_pylist(), reverse=True) == sizes
+    assert sorted(rows["video_id"].to_pylist()) == [f"v{i:02d}" for i in range(40)]
 
 
 def test_a_second_run_adds_only_new_and_changed_videos(tmp_path, local_ray):
