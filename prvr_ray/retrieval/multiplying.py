@@ -72,22 +72,23 @@ def _has_onednn() -> bool:
     return torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
 
 
-def on_threads(work: Callable[[], None], most: int) -> None:
-    """Run the same work on as many threads as torch may use, `most` at most, with one thread of torch's for each.
+def on_threads(work: Callable[[], None], num_parts: int, device: torch.device) -> None:
+    """Run the same work on as many threads as torch may use, one of torch's for each; for a GPU on this one.
 
-    A tile stays in the cache of the core that made it, and no small step waits for all threads.
+    A part stays in the cache of the core that takes it, and no small step waits for all threads.
 
     Args:
         work: called once on each thread; what it takes its parts from is shared.
-        most: the number of parts.
+        num_parts: no more threads than that.
+        device: what computes.
     """
     num_threads = torch.get_num_threads()
-    if min(num_threads, most) == 1:
+    if device.type != "cpu" or min(num_threads, num_parts) == 1:
         work()
         return
     try:
         with ThreadPoolExecutor(initializer=_begin_thread) as pool:
-            for done in [pool.submit(work) for _ in range(min(num_threads, most))]:
+            for done in [pool.submit(work) for _ in range(min(num_threads, num_parts))]:
                 done.result()
     finally:
         torch.set_num_threads(num_threads)  # what the threads set holds for the process

@@ -25,7 +25,7 @@ from prvr_ray.retrieval.tiles import CHUNK, Run, chunk_edges, chunk_maxima, firs
 
 _TILE_PRODUCTS = {"cpu": 1 << 20, "cuda": 1 << 28}  # a tile of products stays in the cache, or fills the device
 _MAX_TILE_ROWS = 1 << 14
-_ROUTINE_ROWS = 1 << 14  # rows of all branches that the routine may read at a time: 38 MB at 384 features
+_ROUTINE_ROWS = 1 << 15  # rows of all branches that a thread's routine may read at a time: 75 MB at 384 features
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +83,7 @@ class BranchProducts:
 
     def _multiply(self, queries_QD: torch.Tensor) -> Norms:
         """Fill the maxima, tile by tile; the largest norms of all frames."""
-        device = queries_QD.device.type
-        tile_rows = min(_TILE_PRODUCTS[device] // max(1, len(queries_QD)), _MAX_TILE_ROWS)
+        tile_rows = min(_TILE_PRODUCTS[queries_QD.device.type] // max(1, len(queries_QD)), _MAX_TILE_ROWS)
         cut = tiles(self.rows.offsets, self.first_chunk, tile_rows)
         multiply = multiplier(queries_QD)
         waiting, largest = iter(cut), list[Norms]()
@@ -97,7 +96,7 @@ class BranchProducts:
                     largest.append(measure(rows_RD, rounded_RD, memory).largest())
                     self._keep_maxima(multiply(rounded_RD, memory), runs)
 
-        on_threads(multiply_some, len(cut) if device == "cpu" else 1)
+        on_threads(multiply_some, len(cut), queries_QD.device)
         return Norms(torch.stack([n.norm for n in largest]), torch.stack([n.rounding for n in largest])).largest()
 
     def _keep_maxima(self, products_RQ: torch.Tensor, runs: list[Run]) -> None:
@@ -211,8 +210,16 @@ class FusedProducts:
 
     def score(self, wanted_WQ: torch.Tensor) -> Pairs:
         """Score the wanted pairs, (W, Q) bool, with the routine."""
-        with borrowed_memory("routine", wanted_WQ.device) as memory:
-            parts = [self._score(start, stop, wanted_WQ, memory) for start, stop in self._products.spans]
+        spans = self._products.spans
+        parts: list[tuple[torch.Tensor, ...]] = [()] * len(spans)
+        waiting = iter(range(len(spans)))
+
+        def score_some() -> None:
+            with borrowed_memory("routine", wanted_WQ.device) as memory:
+                for part in waiting:
+                    parts[part] = self._score(*spans[part], wanted_WQ, memory)
+
+        on_threads(score_some, len(spans), wanted_WQ.device)
         query_P, window_P, branch_scores_PB = (torch.cat(column) for column in zip(*parts, strict=True))
         order_P = query_P.sort(stable=True).indices
         branch_scores_PB = branch_scores_PB[order_P]
