@@ -98,7 +98,7 @@ class Command:
     process: subprocess.Popen
     log: Path
 
-    def wait_until(self, happens: Callable[[], Any], timeout_s: float = 60.0) -> Any:
+    def wait_until(self, happens: Callable[[], Any], timeout_s: float = 120.0) -> Any:
         """Wait for something while the command runs, and return it."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline and self.process.poll() is None:
