@@ -25,12 +25,11 @@ from prvr_ray.config import IndexSettings
 from prvr_ray.runs import RunFolder, open_run
 from prvr_ray.stages.committing import PutShard, check_put
 from prvr_ray.stages.devices import device_of
-from prvr_ray.stages.index_folder import WRITTEN, IndexFolder
+from prvr_ray.stages.index_folder import IndexFolder
 from prvr_ray.stages.progress import Steps
 from prvr_ray.stages.resources import Worker, pool_size, require
 from prvr_ray.stages.session import connect
 from prvr_ray.stages.student_vectors import WindowEncoder, Windowing
-from prvr_ray.storage import put_json, read_table
 from prvr_ray.student.batching import prefetch
 
 _VIDEOS_PER_TASK = 256
@@ -66,10 +65,12 @@ def index(
         declare_spec(target.store, spec)
     work = _missing(features, target, Windowing(**spec["windowing"]))
     num_videos = pc.count_distinct(work["video_id"]).as_py()
-    if dry_run or not num_videos:
-        return {"videos": num_videos, "dry_run": dry_run, "output": target.store.uri}
-    with connect(address):
-        counts = _encode(settings, folder, features, target, work, spec)
+    counts: dict[str, Any] = {"videos": num_videos, "dry_run": dry_run}
+    if num_videos and not dry_run:
+        with connect(address):
+            counts = _encode(settings, folder, features, target, work, spec)
+    if not dry_run:
+        target.note_shards()
     return {**counts, "output": target.store.uri}
 
 
@@ -187,7 +188,6 @@ def _encode(
     )
     num_videos = pc.count_distinct(work["video_id"]).as_py()
     counts = _follow(put, num_videos)
-    _record(target, name)
     return {"videos": num_videos, **counts}
 
 
@@ -205,10 +205,3 @@ def _follow(put: ray.data.Dataset, num_videos: int) -> dict[str, int]:
             num_frames += pc.sum(batch["num_frames"]).as_py()
             steps.advance(len(new), f"{num_windows} windows")
     return {"windows": num_windows, "frames": num_frames}
-
-
-def _record(target: IndexFolder, run: str) -> None:
-    """Note which shards this run put, each with a video that it holds, so that a lost one is noticed."""
-    names = [item.key for item in target.store.list(run)]
-    firsts = {name: read_table(target.store, name, ["video_id"])["video_id"][0].as_py() for name in names}
-    put_json(target.store, f"{WRITTEN}{run}.json", firsts)

@@ -2,9 +2,10 @@
 
 index/<index>/  spec.json               the run, its student, the feature set and the windowing
                 shard-*.parquet         rows of schema.INDEX
-                written-*.json          shard -> its first video, of one `prvr index`: how a lost shard is noticed
+                written-*.json          shard -> its first video: how a lost shard is noticed
 """
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,9 +21,9 @@ from prvr_ray.collection import Collection, ShardFolder, newest_windows, read_sp
 from prvr_ray.retrieval.blocks import FrameBlock
 from prvr_ray.runs import RunFolder, open_run
 from prvr_ray.stages.counted_rows import ShardLook, look_at, rows_to_skip
-from prvr_ray.storage import ShardError, Store, check_name, get_json, read_table
+from prvr_ray.storage import ShardError, Store, check_name, get_json, put_json, read_table
 
-WRITTEN = "written-"
+_WRITTEN = "written-"
 _PARALLEL_READS = 16
 
 Json = dict[str, Any]
@@ -100,6 +101,18 @@ class IndexFolder:
         """The row that counts of every window: video_id, added_at, window, `shard` and `row`."""
         return newest_windows(self.shards, self.collection.removed())
 
+    def note_shards(self) -> None:
+        """Note each shard that is not noted yet, with a video that it holds, so that its loss is noticed: those of a
+        job that was killed too."""
+        written = self._written({item.key for item in self.store.list()})
+        firsts = {
+            name: read_table(self.store, name, ["video_id"])["video_id"][0].as_py()
+            for name in self.shards.live()
+            if name not in written
+        }
+        if firsts:
+            put_json(self.store, f"{_WRITTEN}{time.time_ns():020d}.json", firsts)
+
     def plan(self) -> tuple[list[Json], list[str]]:
         """What a job that reads the whole index shall read.
 
@@ -149,13 +162,17 @@ class IndexFolder:
     def _gone(self, standing: set[str]) -> dict[str, str]:
         """Shards that were written and do not stand, each with its first video. Where that video stands in another
         shard, a compaction has taken this one's place."""
-        written = {
+        written = self._written(standing)
+        return {name: written[name] for name in sorted(written) if name not in standing}
+
+    def _written(self, standing: set[str]) -> dict[str, str]:
+        """Shards that were noted, each with its first video. standing: the objects of the folder."""
+        return {
             name: video_id
             for key in sorted(standing)
-            if key.startswith(WRITTEN)
+            if key.startswith(_WRITTEN)
             for name, video_id in get_json(self.store, key).items()
         }
-        return {name: written[name] for name in sorted(written) if name not in standing}
 
     def load(self, shard: Json, branches: Sequence[str], dim: int, removed: Sequence[str] = ()) -> LoadedShard:
         """Read a planned shard.

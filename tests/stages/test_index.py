@@ -114,6 +114,20 @@ def test_a_video_of_which_a_killed_job_put_some_windows_is_indexed_whole(tmp_pat
     assert index(CUT, root=str(tmp_path), run="run", index="i")["videos"] == 0
 
 
+def test_the_loss_of_a_shard_that_a_killed_job_put_is_noticed(tmp_path, local_ray):
+    """The job is killed when all shards stand, before it notes them."""
+    add_videos(tmp_path, [f"v{i:02d}" for i in range(30)])
+    add_run(tmp_path)
+    index(SETTINGS, root=str(tmp_path), run="run", index="i")
+    folder = IndexFolder(open_collection(str(tmp_path)), "i")
+    for item in folder.store.list("written-"):
+        folder.store.delete(item.key)
+    assert index(SETTINGS, root=str(tmp_path), run="run", index="i")["videos"] == 0
+    lost = folder.shards.live()[0]
+    folder.store.delete(lost)
+    assert folder.plan()[1] == [f"{folder.store.uri}/{lost} is missing"]
+
+
 def test_one_branch_leaves_the_other_column_empty(tmp_path, local_ray):
     add_videos(tmp_path, ["a"])
     add_run(tmp_path, branches=("exploration",))
