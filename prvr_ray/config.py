@@ -163,7 +163,11 @@ class IndexSettings(Settings):
     )
     window_frames: int = Field(0, ge=0, description="frames of a cut at most; 0: the student's frame limit")
     overlap_frames: int = Field(32, ge=0, description="frames that neighbouring cuts share, at most half of a cut")
-    shard_bytes: Count = Field(128 * 2**20, le=256 * 2**20, description="bytes of one index shard, about")
+    shard_bytes: Count = Field(
+        128 * 2**20,
+        le=256 * 2**20,
+        description="bytes of one index shard, about; an indexer holds up to four of them",
+    )
     pass_frames: Count = Field(8192, description="frames of one forward pass of the student, about")
     num_indexers: Count = Field(1, description="indexing workers")
     indexer_cpus: Positive = Field(1.0, description="CPUs of one indexing worker")

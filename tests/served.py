@@ -129,4 +129,4 @@ def add_index(root, settings, rows_per_shard, name="i", prefix="shard-"):
     rows = pa.concat_tables(encoder.encode(features.read_videos(missing, columns=("student",))))
     for start in range(0, len(rows), rows_per_shard):
         target.shards.append(rows.slice(start, rows_per_shard), f"{prefix}{start:05d}.parquet")
-    stage._record(target, prefix)
+    target.note_shards()

@@ -73,22 +73,24 @@ def _has_onednn() -> bool:
 
 
 def on_threads(work: Callable[[], None], num_parts: int, device: torch.device) -> None:
-    """Run the same work on as many threads as torch may use, one of torch's for each; for a GPU on this one.
+    """Run the same work on as many threads as torch may use, one of torch's for each.
 
-    A part stays in the cache of the core that takes it, and no small step waits for all threads.
+    Each core works through parts of its own, and no small step waits for all of them. On a GPU the calling thread does
+    everything.
 
     Args:
         work: called once on each thread; what it takes its parts from is shared.
-        num_parts: no more threads than that.
+        num_parts: how many there are: more threads would find nothing to do.
         device: what computes.
     """
     num_threads = torch.get_num_threads()
-    if device.type != "cpu" or min(num_threads, num_parts) == 1:
+    num_workers = min(num_threads, num_parts)
+    if device.type != "cpu" or num_workers == 1:
         work()
         return
     try:
-        with ThreadPoolExecutor(initializer=_begin_thread) as pool:
-            for done in [pool.submit(work) for _ in range(min(num_threads, num_parts))]:
+        with ThreadPoolExecutor(num_workers, initializer=_begin_thread) as pool:
+            for done in [pool.submit(work) for _ in range(num_workers)]:
                 done.result()
     finally:
         torch.set_num_threads(num_threads)  # what the threads set holds for the process

@@ -25,7 +25,8 @@ from prvr_ray.retrieval.tiles import CHUNK, Run, chunk_edges, chunk_maxima, firs
 
 _TILE_PRODUCTS = {"cpu": 1 << 20, "cuda": 1 << 28}  # a tile of products stays in the cache, or fills the device
 _MAX_TILE_ROWS = 1 << 14
-_ROUTINE_ROWS = 1 << 15  # rows of all branches that a thread's routine may read at a time: 75 MB at 384 features
+# Rows of all branches that the routine may read at a time, on one thread and on all: 38 MB and 150 at 384 features.
+_ROUTINE_ROWS, _ALL_ROUTINE_ROWS = 1 << 15, 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +169,8 @@ class Products:
         self.branches = [BranchProducts(*pair, dtype) for pair in zip(group.branches, queries, strict=True)]
         self.shared = shared
         chunks = np.sum([branch.first_chunk for branch in self.branches], axis=0)
-        self.spans = list(spans(CHUNK * chunks, _ROUTINE_ROWS))
+        num_threads = torch.get_num_threads() if shared.device.type == "cpu" else 1
+        self.spans = list(spans(CHUNK * chunks, min(_ROUTINE_ROWS, _ALL_ROUTINE_ROWS // num_threads)))
 
     def broken_window(self) -> int | None:
         """The first window with a frame whose norm is no finite float32."""
@@ -210,16 +212,16 @@ class FusedProducts:
 
     def score(self, wanted_WQ: torch.Tensor) -> Pairs:
         """Score the wanted pairs, (W, Q) bool, with the routine."""
-        spans = self._products.spans
-        parts: list[tuple[torch.Tensor, ...]] = [()] * len(spans)
-        waiting = iter(range(len(spans)))
+        num_parts = len(self._products.spans)
+        parts: list[tuple[torch.Tensor, ...]] = [()] * num_parts
+        waiting = enumerate(self._products.spans)
 
         def score_some() -> None:
             with borrowed_memory("routine", wanted_WQ.device) as memory:
-                for part in waiting:
-                    parts[part] = self._score(*spans[part], wanted_WQ, memory)
+                for part, (start, stop) in waiting:
+                    parts[part] = self._score(start, stop, wanted_WQ, memory)
 
-        on_threads(score_some, len(spans), wanted_WQ.device)
+        on_threads(score_some, num_parts, wanted_WQ.device)
         query_P, window_P, branch_scores_PB = (torch.cat(column) for column in zip(*parts, strict=True))
         order_P = query_P.sort(stable=True).indices
         branch_scores_PB = branch_scores_PB[order_P]

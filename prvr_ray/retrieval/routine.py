@@ -14,6 +14,10 @@ import torch
 from prvr_ray.retrieval.blocks import BranchRows, spans
 from prvr_ray.retrieval.memory import borrowed_memory
 
+with warnings.catch_warnings():  # torch says it once in a process; filters must not be changed on several threads
+    warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+    torch.sparse_csr_tensor([0, 0], [], [], (1, 1), check_invariants=False)
+
 _CURVE_ROWS = 1 << 13  # rows that `window_dots` reads at a time: 12 MB at 384 features
 
 
@@ -77,9 +81,7 @@ def row_dots(
         (N,) float32.
     """
     edges = torch.cat([count_R.new_zeros(1), count_R.cumsum(0)])
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        wanted = torch.sparse_csr_tensor(
-            edges, query_N, rows_RD.new_zeros(len(query_N)), (len(rows_RD), len(queries_QD)), check_invariants=False
-        )
+    wanted = torch.sparse_csr_tensor(
+        edges, query_N, rows_RD.new_zeros(len(query_N)), (len(rows_RD), len(queries_QD)), check_invariants=False
+    )
     return torch.sparse.sampled_addmm(wanted, rows_RD, queries_QD.T, beta=0.0).values()

@@ -1,33 +1,13 @@
-"""Rows in, one shard put: ingest's last worker, and the last step of an indexing one."""
+"""Rows in, one shard put: ingest's last worker, and the last step of an indexing one. No Ray here."""
 
 import hashlib
 
 import pyarrow as pa
-from ray.data import ActorPoolStrategy, Dataset
 
 from prvr_ray.collection import ShardFolder
 
-PUT_CPUS = 0.1
-_PUTS_AT_ONCE = 4  # each in a process of its own, which costs some 200 MB
-
 _IDENTITY = ("video_id", "etag", "segment", "window", "error_class", "query_id", "text_hash")
 _COUNTED = ("video_id", "is_last", "num_frames", "error_class", "query_id")
-
-
-def put_shards(rows: Dataset, folder: ShardFolder, run: str, rows_per_shard: int) -> Dataset:
-    """Put rows as shards; what comes is for `check_put`.
-
-    Actors do it: a process for tasks that come now and then ends in between, and its next start takes over a second of
-    a core that decoders want.
-    """
-    return rows.map_batches(
-        PutShard,
-        fn_constructor_args=(folder, run),
-        batch_size=rows_per_shard,
-        batch_format="pyarrow",
-        compute=ActorPoolStrategy(min_size=1, max_size=_PUTS_AT_ONCE),
-        num_cpus=PUT_CPUS,
-    )
 
 
 class PutShard:

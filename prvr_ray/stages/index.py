@@ -1,7 +1,7 @@
 """`prvr index`: a run's student encodes a feature set, through Ray Data, into shards of windows.
 
-A worker encodes videos and puts their windows itself, so vectors never leave its process: where indexers hold every CPU
-there is no other worker that waits for one, and a node that dies takes no vectors along that are not put yet.
+A worker encodes videos and puts their windows itself. Vectors never leave its process: where indexers hold every CPU no
+other worker waits for one, and with a node only the tasks are lost that it had not ended.
 
 Videos whose windows all stand in the index with the same source are left alone: adding videos later adds shards. A
 video whose windows came to lie in several shards, of which a killed job put only some, is encoded again as a whole;
@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
-from ray.data import ActorPoolStrategy
+from ray.data import ActorPoolStrategy, Dataset
 
 from prvr_ray import schema
 from prvr_ray.collection import FeatureSet, ShardFolder, declare_spec, existing_collection
 from prvr_ray.config import IndexSettings
 from prvr_ray.runs import RunFolder, open_run
 from prvr_ray.stages.committing import PutShard, check_put
+from prvr_ray.stages.datasets import dataset_of
 from prvr_ray.stages.devices import device_of
 from prvr_ray.stages.index_folder import IndexFolder
 from prvr_ray.stages.progress import Steps
@@ -32,7 +32,9 @@ from prvr_ray.stages.session import connect
 from prvr_ray.stages.student_vectors import WindowEncoder, Windowing
 from prvr_ray.student.batching import prefetch
 
-_VIDEOS_PER_TASK = 256
+_VIDEOS_PER_TASK = 256  # or more, until they fill a shard
+_SHARDS_PER_TASK = 8  # and no more videos than that: they are what a node's death costs
+_BLOCK_BYTES = 2**14  # less than what one full shard's acknowledgement takes, so that each comes at once
 _FILE = ["video_id", "added_at"]  # one version of a video
 
 
@@ -66,10 +68,10 @@ def index(
     work = _missing(features, target, Windowing(**spec["windowing"]))
     num_videos = pc.count_distinct(work["video_id"]).as_py()
     counts: dict[str, Any] = {"videos": num_videos, "dry_run": dry_run}
-    if num_videos and not dry_run:
-        with connect(address):
-            counts = _encode(settings, folder, features, target, work, spec)
     if not dry_run:
+        if num_videos:
+            with connect(address):
+                counts = _index_videos(settings, folder, features, target, work, spec)
         target.note_shards()
     return {**counts, "output": target.store.uri}
 
@@ -102,31 +104,46 @@ def _missing(features: FeatureSet, target: IndexFolder, windowing: Windowing) ->
 def _indexed(segments: pa.Table, windows: pa.Table, windowing: Windowing) -> pa.Table:
     """The videos of `segments`, by file, of which every window is among `windows`."""
     videos = segments.group_by(_FILE).aggregate([("num_frames", "sum")])
-    lengths, place_V = np.unique(videos["num_frames_sum"].to_numpy(), return_inverse=True)
-    num_windows = np.array([windowing.num_windows(length) for length in lengths.tolist()], np.int64)
-    videos = videos.append_column("expected", pa.array(num_windows[place_V]))
+    num_windows_V = _num_windows(videos["num_frames_sum"].to_numpy(), windowing)
+    videos = videos.append_column("expected", pa.array(num_windows_V))
     found = videos.join(windows.group_by(_FILE).aggregate([("window", "count")]), keys=_FILE, join_type="inner")
     return found.filter(pc.greater_equal(found["window_count"], found["expected"])).select(_FILE)
 
 
-def _tasks(work: pa.Table, windowing: Windowing, rows_per_shard: int) -> list[pa.Table]:
-    """Cut the work into tasks of some videos each, which lie near one another: as many as fill a shard, or more."""
+def _num_windows(num_frames_V: np.ndarray, windowing: Windowing) -> np.ndarray:
+    """How many windows each of some videos is cut into."""
+    lengths, place_V = np.unique(num_frames_V, return_inverse=True)
+    return np.array([windowing.num_windows(length) for length in lengths.tolist()], np.int64)[place_V]
+
+
+def _windows_of(work: pa.Table, windowing: Windowing) -> tuple[np.ndarray, np.ndarray]:
+    """The video of each segment of some work, numbered as they come, and the number of windows of each video."""
     video_of_row = work["video_id"].combine_chunks().dictionary_encode().indices.to_numpy()
     frames_V = np.bincount(video_of_row, work["num_frames"].to_numpy()).astype(np.int64)
-    task_V, num_videos, num_rows = [0], 0, 0
-    for num_frames in frames_V[:-1].tolist():
-        num_videos, num_rows = num_videos + 1, num_rows + windowing.num_windows(num_frames)
-        is_full = num_videos >= _VIDEOS_PER_TASK and num_rows >= rows_per_shard
-        task_V.append(task_V[-1] + is_full)
-        if is_full:
-            num_videos = num_rows = 0
+    return video_of_row, _num_windows(frames_V, windowing)
+
+
+def _tasks(work: pa.Table, windowing: Windowing, rows_per_shard: int, num_indexers: int) -> list[pa.Table]:
+    """Cut the work into tasks of some videos each, which lie near one another.
+
+    A task has videos enough to fill a shard, where every indexer gets such a task, and not many more shards than one.
+    """
+    video_of_row, num_windows_V = _windows_of(work, windowing)
+    enough = min(rows_per_shard, num_windows_V.sum() / num_indexers)
+    task_V, num_videos, num_rows = [], 0, 0
+    task = 0
+    for num_windows in num_windows_V.tolist():
+        task_V.append(task)
+        num_videos, num_rows = num_videos + 1, num_rows + num_windows
+        if (num_videos >= _VIDEOS_PER_TASK and num_rows >= enough) or num_rows >= _SHARDS_PER_TASK * rows_per_shard:
+            task, num_videos, num_rows = task + 1, 0, 0
     task_of_row = np.array(task_V)[video_of_row]
     return [work.filter(pa.array(task_of_row == task)) for task in range(task_V[-1] + 1)]
 
 
 @dataclass(frozen=True)
-class _EncodePlan:
-    """What an indexing worker needs. name: the start of its shards' names."""
+class _IndexPlan:
+    """What an indexing worker needs. name: the start of its shards' names. rows_per_shard: at most."""
 
     features: FeatureSet
     run: RunFolder
@@ -137,25 +154,33 @@ class _EncodePlan:
     name: str
     rows_per_shard: int
 
+    @property
+    def windowing(self) -> Windowing:
+        return Windowing(**self.spec["windowing"])
+
 
 class _IndexVideos:
     """Encodes the videos of located feature rows and puts their windows; what comes is for `check_put`."""
 
-    def __init__(self, plan: _EncodePlan):
-        device = device_of(plan.num_gpus)
-        self._features, self._rows_per_shard = plan.features, plan.rows_per_shard
-        self._encoder = WindowEncoder(
-            plan.run.load_student(plan.spec), Windowing(**plan.spec["windowing"]), plan.pass_frames, device
-        )
+    def __init__(self, plan: _IndexPlan):
+        self._plan, student = plan, plan.run.load_student(plan.spec)
+        self._encoder = WindowEncoder(student, plan.windowing, plan.pass_frames, device_of(plan.num_gpus))
         self._put = PutShard(plan.shards, plan.name)
 
-    def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
-        windows = self._encoder.encode(self._features.read_videos(rows, columns=("student",)))
-        yield from prefetch(self._put, _of_size(windows, self._rows_per_shard), depth=1)
+    def __call__(self, work: pa.Table) -> Iterator[pa.Table]:
+        """Put shards of one size, the next one being encoded meanwhile; the first that cannot be put is the last."""
+        num_rows = int(_windows_of(work, self._plan.windowing)[1].sum())
+        num_shards = -(-num_rows // self._plan.rows_per_shard)
+        windows = self._encoder.encode(self._plan.features.read_videos(work, columns=("student",)))
+        shards = _shards_of(windows, -(-num_rows // max(1, num_shards)))
+        for acknowledged in prefetch(self._put, shards, depth=1):
+            yield acknowledged
+            if acknowledged["problem"].null_count < len(acknowledged):
+                return
 
 
-def _of_size(tables: Iterable[pa.Table], num_rows: int) -> Iterator[pa.Table]:
-    """The same rows in tables of num_rows; only the last one is shorter."""
+def _shards_of(tables: Iterable[pa.Table], num_rows: int) -> Iterator[pa.Table]:
+    """The same rows in tables of num_rows; only the last one may be shorter."""
     waiting = schema.INDEX.empty_table()
     for table in tables:
         waiting = pa.concat_tables([waiting, table])
@@ -166,7 +191,7 @@ def _of_size(tables: Iterable[pa.Table], num_rows: int) -> Iterator[pa.Table]:
         yield waiting
 
 
-def _encode(
+def _index_videos(
     settings: IndexSettings, run: RunFolder, features: FeatureSet, target: IndexFolder, work: pa.Table, spec: Any
 ) -> dict[str, Any]:
     worker = Worker("indexer", settings.indexer_cpus, settings.indexer_gpus, labels=settings.indexer_labels)
@@ -174,11 +199,11 @@ def _encode(
     name = f"shard-{time.time_ns():020d}"
     row_bytes = spec["windowing"]["num_frames"] * spec["dim"] * len(spec["branches"]) * 2
     rows_per_shard = max(1, settings.shard_bytes // row_bytes)
-    tasks = _tasks(work, Windowing(**spec["windowing"]), rows_per_shard)
-    plan = _EncodePlan(
+    plan = _IndexPlan(
         features, run, spec, settings.pass_frames, settings.indexer_gpus, target.shards, name, rows_per_shard
     )
-    put = ray.data.from_arrow(tasks).map_batches(
+    tasks = _tasks(work, plan.windowing, rows_per_shard, settings.num_indexers)
+    put = dataset_of(tasks, _BLOCK_BYTES).map_batches(
         _IndexVideos,
         fn_constructor_args=(plan,),
         batch_size=None,
@@ -187,11 +212,10 @@ def _encode(
         **worker.options,
     )
     num_videos = pc.count_distinct(work["video_id"]).as_py()
-    counts = _follow(put, num_videos)
-    return {"videos": num_videos, **counts}
+    return {"videos": num_videos, **_follow(put, num_videos)}
 
 
-def _follow(put: ray.data.Dataset, num_videos: int) -> dict[str, int]:
+def _follow(put: Dataset, num_videos: int) -> dict[str, int]:
     """Drive the pipeline and show its progress."""
     num_windows = num_frames = 0
     seen: set[str] = set()

@@ -5,7 +5,6 @@ index/<index>/  spec.json               the run, its student, the feature set an
                 written-*.json          shard -> its first video: how a lost shard is noticed
 """
 
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from prvr_ray.collection import Collection, ShardFolder, newest_windows, read_sp
 from prvr_ray.retrieval.blocks import FrameBlock
 from prvr_ray.runs import RunFolder, open_run
 from prvr_ray.stages.counted_rows import ShardLook, look_at, rows_to_skip
-from prvr_ray.storage import ShardError, Store, check_name, get_json, put_json, read_table
+from prvr_ray.storage import ShardError, Store, check_name, get_json, new_name, put_json, read_table
 
 _WRITTEN = "written-"
 _PARALLEL_READS = 16
@@ -102,16 +101,20 @@ class IndexFolder:
         return newest_windows(self.shards, self.collection.removed())
 
     def note_shards(self) -> None:
-        """Note each shard that is not noted yet, with a video that it holds, so that its loss is noticed: those of a
-        job that was killed too."""
+        """Note every shard that is not noted yet, with a video that it holds, so that its loss is noticed.
+
+        A job that is killed leaves that to the next one.
+        """
         written = self._written({item.key for item in self.store.list()})
-        firsts = {
-            name: read_table(self.store, name, ["video_id"])["video_id"][0].as_py()
-            for name in self.shards.live()
-            if name not in written
-        }
+        names = [name for name in self.shards.live() if name not in written]
+        with ThreadPoolExecutor(_PARALLEL_READS) as readers:
+            firsts = dict(zip(names, readers.map(self._first_video, names), strict=True))
         if firsts:
-            put_json(self.store, f"{_WRITTEN}{time.time_ns():020d}.json", firsts)
+            put_json(self.store, f"{_WRITTEN}{new_name('shard').removesuffix('.parquet')}.json", firsts)
+
+    def _first_video(self, shard: str) -> str:
+        first: str = read_table(self.store, shard, ["video_id"])["video_id"][0].as_py()
+        return first
 
     def plan(self) -> tuple[list[Json], list[str]]:
         """What a job that reads the whole index shall read.

@@ -20,7 +20,8 @@ from prvr_ray.corpus.container import Limits
 from prvr_ray.corpus.frames import FrameSpec
 from prvr_ray.corpus.packets import Sampling
 from prvr_ray.encoders import EncoderSpec
-from prvr_ray.stages.committing import PUT_CPUS, check_put, put_shards
+from prvr_ray.stages.committing import PutShard, check_put
+from prvr_ray.stages.datasets import dataset_of
 from prvr_ray.stages.decoding import DecodePlan, DecodeVideos
 from prvr_ray.stages.encoding import EncodePacks, EncodePlan, EncodeQueries
 from prvr_ray.stages.progress import Steps
@@ -32,8 +33,8 @@ _GPU_BATCHES_PER_PACK = 4  # the last batch of a pack is not full, which costs a
 _BLOCK_BYTES = 2**20  # less than a pack, so that each pack travels on at once
 _QUERIES_PER_TASK = 256
 _QUERIES_PER_SHARD = 4096
-_START_DEATHS = 3  # workers that may die one after the other while they load: a spot node goes whenever it likes
-_WAIT_FOR_NODES_S = 6 * 3600.0  # Ray's own limit, half an hour without progress, is short where GPUs are scarce
+_PUT_CPUS = 0.1
+_PUTS_AT_ONCE = 4  # each in a process of its own, which costs some 200 MB
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Pipeline:
         require(self.encoder)
         first, most = self.num_decoders
         tasks = _tasks(work, most)
-        packs = _dataset(tasks).map_batches(
+        packs = dataset_of(tasks, _BLOCK_BYTES).map_batches(
             DecodeVideos,
             fn_constructor_args=(self.decode,),
             batch_size=None,
@@ -75,13 +76,13 @@ class Pipeline:
             runtime_env=self._encoder_environment(),
             **self.encoder.options,
         )
-        return _follow(put_shards(rows, folder, run, self.rows_per_shard), len(work))
+        return _follow(_put_shards(rows, folder, run, self.rows_per_shard), len(work))
 
     def ingest_queries(self, queries: pa.Table, folder: ShardFolder, run: str) -> None:
         """Encode captions: query_id and text."""
         if not len(queries):
             return
-        rows = _dataset([queries]).map_batches(
+        rows = dataset_of([queries], _BLOCK_BYTES).map_batches(
             EncodeQueries,
             fn_constructor_args=(self.encode,),
             batch_size=_QUERIES_PER_TASK,
@@ -90,7 +91,7 @@ class Pipeline:
             runtime_env=self._encoder_environment(),
             **self.encoder.options,
         )
-        batches: Iterable[Any] = put_shards(rows, folder, run, _QUERIES_PER_SHARD).iter_batches(batch_format="pyarrow")
+        batches: Iterable[Any] = _put_shards(rows, folder, run, _QUERIES_PER_SHARD).iter_batches(batch_format="pyarrow")
         with Steps("queries", len(queries), "queries") as steps:
             for batch in batches:
                 check_put(batch)
@@ -130,7 +131,7 @@ def plan_pipeline(settings: IngestSettings, encoders: list[EncoderSpec]) -> Pipe
     decoder = Worker("decoder", settings.decoder_cpus or _default_share(settings), labels=settings.decoder_labels)
     num_decoders = settings.num_decoders or max(1, num_cpus)
     most_encoders = max(settings.min_encoders, settings.max_encoders)
-    first = _decoders_at_first(num_decoders, decoder.cpus, PUT_CPUS + most_encoders * settings.encoder_cpus)
+    first = _decoders_at_first(num_decoders, decoder.cpus, _PUT_CPUS + most_encoders * settings.encoder_cpus)
     return Pipeline(
         decode,
         encode,
@@ -172,13 +173,20 @@ def _tasks(work: pa.Table, num_decoders: int) -> list[pa.Table]:
     return [*tasks, work.slice(begin)]
 
 
-def _dataset(tasks: list[pa.Table]) -> Dataset:
-    """One block a task. The datasets that follow from it inherit its context."""
-    dataset = ray.data.from_arrow(tasks)
-    dataset.context.target_max_block_size = _BLOCK_BYTES
-    dataset.context.execution_no_progress_timeout_s = _WAIT_FOR_NODES_S
-    dataset.context.max_consecutive_actor_init_deaths = _START_DEATHS
-    return dataset
+def _put_shards(rows: Dataset, folder: ShardFolder, run: str, rows_per_shard: int) -> Dataset:
+    """Put rows as shards; what comes is for `check_put`.
+
+    Actors do it: a process for tasks that come now and then ends in between, and its next start takes over a second of
+    a core that decoders want.
+    """
+    return rows.map_batches(
+        PutShard,
+        fn_constructor_args=(folder, run),
+        batch_size=rows_per_shard,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(min_size=1, max_size=_PUTS_AT_ONCE),
+        num_cpus=_PUT_CPUS,
+    )
 
 
 def _follow(put: Dataset, num_videos: int) -> int:

@@ -25,7 +25,7 @@ INDEXERS = "MapWorker(MapBatches(_IndexVideos))"
 NUM_VIDEOS = 24
 STUDENT = ["--student.hidden_dim", "16", "--student.max_frames", "12", "--train.videos_per_batch", "6"]
 ROW = [("video_id", "ascending"), ("window", "ascending")]
-SERVED_VIDEOS = 768  # three tasks of `prvr index`
+SERVED_VIDEOS = 768  # some 40 tasks of `prvr index`
 # Many windows, each a pass of its own, and few of them a shard: work that can be interrupted, in many units of scoring.
 INDEX_OPTIONS = [
     "--index.windowing", "windows", "--index.window_frames", "4", "--index.overlap_frames", "2",

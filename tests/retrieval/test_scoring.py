@@ -1,6 +1,8 @@
 """Search against a float64 brute force, and fast against exact."""
 
 import contextlib
+import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -68,6 +70,44 @@ def test_searches_on_several_threads_keep_their_answers(mode):
             assert_identical(found, alone)
 
 
+@pytest.fixture
+def two_threads(monkeypatch):
+    """Torch has two threads, and a small search has parts for both."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    monkeypatch.setattr(products, "_TILE_PRODUCTS", {"cpu": 1024})
+    monkeypatch.setattr(products, "_ROUTINE_ROWS", 100)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+def test_threads_of_a_search_leave_settings_of_the_process_alone(two_threads, monkeypatch):
+    """Warning filters among them: two threads that change and restore them lose each other's."""
+    rng = np.random.default_rng(12)
+    world = ragged_world(rng, 100, 100, (16,))
+    queries = some_queries(rng, 20, (16,), (1.0,))
+    change = warnings.filterwarnings
+
+    def filterwarnings(*arguments, **options):
+        assert threading.current_thread() is threading.main_thread()
+        change(*arguments, **options)
+
+    monkeypatch.setattr(warnings, "filterwarnings", filterwarnings)
+    search(queries, as_blocks(world, [100]), 10)
+    assert torch.get_num_threads() == 2
+
+
+def test_an_error_on_a_thread_of_a_search_is_raised(two_threads, monkeypatch):
+    def row_dots(*_):
+        raise MemoryError("no room for the rows")
+
+    monkeypatch.setattr(products, "row_dots", row_dots)
+    rng = np.random.default_rng(12)
+    with pytest.raises(MemoryError, match="no room for the rows"):
+        search(some_queries(rng, 20, (16,), (1.0,)), as_blocks(ragged_world(rng, 100, 100, (16,)), [100]), 10)
+    assert torch.get_num_threads() == 2
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_windows_that_close_before_any_other_are_no_trouble(mode, monkeypatch):
     monkeypatch.setattr(products, "_ROUTINE_ROWS", 100)
@@ -79,6 +119,7 @@ def test_windows_that_close_before_any_other_are_no_trouble(mode, monkeypatch):
 @pytest.mark.parametrize("mode", MODES)
 def test_gradients_and_inference_mode_change_no_answer(mode, monkeypatch):
     monkeypatch.setattr(products, "_TILE_PRODUCTS", {"cpu": 1024})
+    monkeypatch.setattr(products, "_ROUTINE_ROWS", 100)
     rng = np.random.default_rng(13)
     block = as_blocks(ragged_world(rng, 60, 60, (16,), dtype=np.float32), [60])[0]
     queries = some_queries(rng, 8, (16,), (1.0,))

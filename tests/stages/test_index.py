@@ -1,18 +1,26 @@
 """The index holds what the student says of every window, and grows by what is new."""
 
+import errno
+import os
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 from served import HIDDEN_DIM, MAX_FRAMES, add_run, add_videos
 
-from prvr_ray.collection import open_collection
+from prvr_ray import schema
+from prvr_ray.collection import ShardFolder, open_collection
 from prvr_ray.config import IndexSettings
 from prvr_ray.runs import open_run
 from prvr_ray.schema import unpack_times, unpack_vectors
 from prvr_ray.stages import index as stage
+from prvr_ray.stages.committing import check_put
 from prvr_ray.stages.index import index
 from prvr_ray.stages.index_folder import IndexFolder
-from prvr_ray.storage import put_json, read_table
+from prvr_ray.stages.student_vectors import Windowing
+from prvr_ray.storage import LocalStore, put_json, read_table
 from prvr_ray.student.batching import normalize, sample_uniform
 
 SETTINGS = IndexSettings(pass_frames=64, shard_bytes=8192)
@@ -65,8 +73,8 @@ def test_rows_are_the_students_unit_vectors_of_each_window(tmp_path, local_ray, 
             np.testing.assert_allclose(unpack_vectors(row[branch], HIDDEN_DIM), vectors_FD, atol=1e-3)
 
 
-@pytest.mark.parametrize(("videos_per_task", "sizes"), [(10, [16, 16, 8]), (20, [16, 16, 4, 4])])
-def test_every_shard_of_a_task_but_its_last_is_full(tmp_path, local_ray, monkeypatch, videos_per_task, sizes):
+@pytest.mark.parametrize(("videos_per_task", "sizes"), [(10, [16, 16, 8]), (20, [10, 10, 10, 10])])
+def test_shards_of_a_task_are_of_one_size(tmp_path, local_ray, monkeypatch, videos_per_task, sizes):
     """16 windows of 8 frames, 2 branches and 16 features fill 8,192 bytes; a task is no smaller than that."""
     monkeypatch.setattr(stage, "_VIDEOS_PER_TASK", videos_per_task)
     add_videos(tmp_path, [f"v{i:02d}" for i in range(40)])
@@ -75,6 +83,65 @@ def test_every_shard_of_a_task_but_its_last_is_full(tmp_path, local_ray, monkeyp
     rows = IndexFolder(open_collection(str(tmp_path)), "i").shards.scan(["video_id"])
     assert sorted(rows["shard"].value_counts().field("counts").to_pylist(), reverse=True) == sizes
     assert sorted(rows["video_id"].to_pylist()) == [f"v{i:02d}" for i in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "rows_per_shard", "num_indexers", "sizes"),
+    [
+        ([5], 100, 4, [1]),
+        ([5] * 1000, 683, 1, [683, 317]),  # as many as fill a shard
+        ([5] * 1000, 683, 4, [256, 256, 256, 232]),  # something for every indexer
+        ([5] * 300, 200, 8, [256, 44]),  # but not tiny ones
+        ([8 * 16 * 4] * 20, 16, 1, [2] * 10),  # 64 windows a video, 8 shards of 16 at most
+    ],
+)
+def test_tasks_fill_shards_and_give_every_indexer_work(lengths, rows_per_shard, num_indexers, sizes):
+    """Videos of segments of at most 100 frames, cut into windows of 8."""
+    rows = [
+        {"video_id": f"v{number:04d}", "num_frames": min(100, length - start)}
+        for number, length in enumerate(lengths)
+        for start in range(0, length, 100)
+    ]
+    tasks = stage._tasks(pa.Table.from_pylist(rows), Windowing("windows", 8, 0), rows_per_shard, num_indexers)
+    assert [pc.count_distinct(task["video_id"]).as_py() for task in tasks] == sizes
+    assert pa.concat_tables(tasks).to_pylist() == rows
+
+
+def indexing_worker(root, folder=None):
+    """A worker as `prvr index` starts it, for shards of 16 windows, and all the work there is."""
+    collection, run = open_collection(str(root)), open_run(str(root), "run")
+    features = collection.features()
+    spec = stage._spec(run, features, SETTINGS)
+    target = IndexFolder(collection, "i")
+    plan = stage._IndexPlan(features, run, spec, 64, 0.0, folder or target.shards, "shard-1", 16)
+    return stage._IndexVideos(plan), stage._missing(features, target, plan.windowing)
+
+
+def test_a_repeated_task_puts_the_same_shards(tmp_path):
+    add_videos(tmp_path, [f"v{i:02d}" for i in range(40)])
+    add_run(tmp_path)
+    worker, work = indexing_worker(tmp_path)
+    acknowledged = [list(worker(work)) for _ in range(2)]
+    assert [len(rows) for rows in acknowledged[0]] == [14, 14, 12]
+    assert len(files_of(tmp_path)) == 3
+    assert acknowledged[0] == acknowledged[1]
+
+
+def test_the_first_shard_that_cannot_be_put_is_a_tasks_last(tmp_path):
+    add_videos(tmp_path, [f"v{i:02d}" for i in range(100)])
+    add_run(tmp_path)
+    put = []
+
+    class FullDisk(LocalStore):
+        def put(self, key, data):
+            put.append(key)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), key)
+
+    worker, work = indexing_worker(tmp_path, ShardFolder(FullDisk(str(tmp_path / "full")), schema.INDEX))
+    (acknowledged,) = worker(work)
+    assert len(put) <= 3  # of 7: two more were on their way
+    with pytest.raises(OSError, match="No space left on device"):
+        check_put(acknowledged)
 
 
 def test_a_second_run_adds_only_new_and_changed_videos(tmp_path, local_ray):
