@@ -8,6 +8,7 @@ video whose windows came to lie in several shards, of which a killed job put onl
 readers take one row of each window.
 """
 
+import itertools
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -130,15 +131,17 @@ def _tasks(work: pa.Table, windowing: Windowing, rows_per_shard: int, num_indexe
     """
     video_of_row, num_windows_V = _windows_of(work, windowing)
     enough = min(rows_per_shard, num_windows_V.sum() / num_indexers)
-    task_V, num_videos, num_rows = [], 0, 0
-    task = 0
+    task_V: list[int] = []
+    task = num_videos = num_rows = 0
     for num_windows in num_windows_V.tolist():
         task_V.append(task)
         num_videos, num_rows = num_videos + 1, num_rows + num_windows
         if (num_videos >= _VIDEOS_PER_TASK and num_rows >= enough) or num_rows >= _SHARDS_PER_TASK * rows_per_shard:
             task, num_videos, num_rows = task + 1, 0, 0
     task_of_row = np.array(task_V)[video_of_row]
-    return [work.filter(pa.array(task_of_row == task)) for task in range(task_V[-1] + 1)]
+    by_task = work.take(np.argsort(task_of_row, kind="stable"))
+    edges = np.cumsum([0, *np.bincount(task_of_row)]).tolist()
+    return [by_task.slice(start, stop - start) for start, stop in itertools.pairwise(edges)]
 
 
 @dataclass(frozen=True)
