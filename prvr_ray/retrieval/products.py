@@ -25,7 +25,8 @@ from prvr_ray.retrieval.tiles import CHUNK, Run, chunk_edges, chunk_maxima, firs
 
 _TILE_PRODUCTS = {"cpu": 1 << 20, "cuda": 1 << 28}  # a tile of products stays in the cache, or fills the device
 _MAX_TILE_ROWS = 1 << 14
-# Rows of all branches that the routine may read at a time, on one thread and on all: 38 MB and 150 at 384 features.
+# Rows of all branches that the routine may read at a time, on one thread and on all: at most 75 and 150 MB at 384
+# features, half of that where two branches share them, for a thread's branches come one after the other.
 _ROUTINE_ROWS, _ALL_ROUTINE_ROWS = 1 << 15, 1 << 16
 
 

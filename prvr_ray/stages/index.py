@@ -127,7 +127,8 @@ def _windows_of(work: pa.Table, windowing: Windowing) -> tuple[np.ndarray, np.nd
 def _tasks(work: pa.Table, windowing: Windowing, rows_per_shard: int, num_indexers: int) -> list[pa.Table]:
     """Cut the work into tasks of some videos each, which lie near one another.
 
-    A task has videos enough to fill a shard, where every indexer gets such a task, and not many more shards than one.
+    A task has enough videos to fill a shard, fewer where an indexer would be left with none, and no more than some
+    shards' worth: a single video may exceed that.
     """
     video_of_row, num_windows_V = _windows_of(work, windowing)
     enough = min(rows_per_shard, num_windows_V.sum() / num_indexers)
