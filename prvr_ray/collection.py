@@ -372,8 +372,8 @@ def _looked_up(rows: pa.Table, per_video: pa.Table, column: str) -> pa.ChunkedAr
 
 
 def _located(table: pa.Table, name: str) -> pa.Table:
-    shard = pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), len(table)), pa.array([name]))
-    table = table.append_column("shard", shard.cast(pa.string()))
+    # Large: a column of plain strings ends at 2 GiB, which is 42 million names.
+    table = table.append_column("shard", pa.repeat(pa.scalar(name, pa.large_string()), len(table)))
     return table.append_column("row", pa.array(np.arange(len(table), dtype=np.int64)))
 
 

@@ -6,6 +6,7 @@ Shape suffixes: Q queries, R rows, D features.
 import contextlib
 import os
 import platform
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -101,20 +102,38 @@ def _begin_thread() -> None:
     torch.set_grad_enabled(False)  # each thread has its own
 
 
+class _SharedPrecision:
+    """The precision of the process's products: of users that overlap the first sets it, the last restores it."""
+
+    def __init__(self) -> None:
+        self._lock, self._num_users = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        cuda = torch.backends.cuda.matmul
+        with self._lock:
+            if not self._num_users:
+                self._standing = torch.get_float32_matmul_precision(), cuda.allow_bf16_reduced_precision_reduction
+                torch.set_float32_matmul_precision("highest")
+                cuda.allow_bf16_reduced_precision_reduction = False
+            self._num_users += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._num_users -= 1
+            if not self._num_users:
+                precision, reduced = self._standing
+                torch.set_float32_matmul_precision(precision)
+                torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = reduced
+
+
+_SHARED_PRECISION = _SharedPrecision()
+
+
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
     """Keep float32 products and bfloat16 sums as the bound assumes them, whatever the process has set.
 
     No gradients either, and no inference mode: its tensors cannot be written to by other threads and later searches.
     """
-    precision = torch.get_float32_matmul_precision()
-    cuda = torch.backends.cuda.matmul
-    reduced = cuda.allow_bf16_reduced_precision_reduction
-    torch.set_float32_matmul_precision("highest")
-    cuda.allow_bf16_reduced_precision_reduction = False
-    try:
-        with torch.inference_mode(False), torch.no_grad():
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-        cuda.allow_bf16_reduced_precision_reduction = reduced
+    with _SHARED_PRECISION, torch.inference_mode(False), torch.no_grad():
+        yield

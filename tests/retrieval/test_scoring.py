@@ -300,6 +300,33 @@ def test_precision_settings_of_the_process_are_overruled_and_restored():
         torch.set_float32_matmul_precision("highest")
 
 
+def test_a_search_keeps_its_precision_when_one_that_began_before_it_ends():
+    block = as_blocks(ragged_world(np.random.default_rng(9), 5, 5, (4,)), [5])
+    begun, ended, seen = threading.Event(), threading.Event(), []
+
+    def blocks_of_the_first():
+        assert begun.wait(60)
+        yield from block
+
+    def blocks_of_the_second():
+        begun.set()
+        assert ended.wait(60)
+        seen.append(torch.get_float32_matmul_precision())
+        yield from block
+
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            first = pool.submit(search, QUERY, blocks_of_the_first(), 1)
+            first.add_done_callback(lambda _: ended.set())
+            second = pool.submit(search, QUERY, blocks_of_the_second(), 1)
+            assert_identical(second.result(), first.result())
+        assert seen == ["highest"]
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("has_onednn", [True, False])
 def test_autocast_changes_no_answer(mode, has_onednn, monkeypatch):
