@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup lint test test-slow test-all demo
+.PHONY: setup lint test test-slow demo
 
 setup: $(READY)
 
@@ -26,14 +26,11 @@ test: setup
 	$(BIN)/pytest -m "not slow" $(OTHERS)
 	$(BIN)/pytest -m "not slow" $(CLUSTERS)
 
-test-slow: setup
-	$(BIN)/pytest -m slow $(OTHERS)
-	$(BIN)/pytest -m slow $(CLUSTERS)
+SLOW := slow
 
-# Both in one, after `make demo` and without what is marked `double`.
-test-all: setup demo
-	PRVR_DEMO_ROOT=demo-root $(BIN)/pytest -m "not double" $(OTHERS)
-	$(BIN)/pytest -m "not double" $(CLUSTERS)
+test-slow: setup
+	$(BIN)/pytest -m "$(SLOW)" $(OTHERS)
+	$(BIN)/pytest -m "$(SLOW)" $(CLUSTERS)
 
 demo: setup
 	$(BIN)/prvr demo --root demo-root

@@ -22,6 +22,14 @@ os.environ["PRVR_QUIET"] = "1"
 os.environ.setdefault("PRVR_OBJECT_STORE_BYTES", str(256 * 2**20))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Slow tests begin before PRVR_SLOW_UNTIL, in seconds since the epoch, or not at all."""
+    until = float(os.environ.get("PRVR_SLOW_UNTIL", "inf"))
+    if item.get_closest_marker("slow") and time.time() > until:
+        pytest.skip(f"left out of a run on a slow machine: {item.nodeid}")
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """The folder of real files (videos/, annotations/, kuberay/) that PRVR_TEST_DATA names."""

@@ -155,9 +155,7 @@ def test_killed_workers_of_every_kind_leave_each_segment_once(tmp_path, local_ra
     check_features(collection, expected)
 
 
-@pytest.mark.parametrize(
-    "num_kills", [pytest.param(1, marks=pytest.mark.double), pytest.param(20, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("num_kills", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_killed_driver_goes_on_where_it_was(tmp_path, encoder, num_kills):
     rng = np.random.default_rng(num_kills)
     num_videos = 10 + 8 * num_kills

@@ -60,9 +60,7 @@ def mutated(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
     return values.tobytes()
 
 
-@pytest.mark.parametrize(
-    "count", [pytest.param(100, marks=pytest.mark.double), pytest.param(2000, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("count", [100, pytest.param(2000, marks=pytest.mark.slow)])
 def test_mutated_files_give_frames_or_a_failure(tmp_path, originals, count):
     before = open_pipes_and_files()
     paths = [tmp_path / f"mutated-{number}.mp4" for number in range(NUM_DECODERS)]

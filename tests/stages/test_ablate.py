@@ -51,7 +51,6 @@ def command(tmp_path: Path) -> list[str]:
     return ["ablate", "--root", str(tmp_path), "--config", str(tmp_path / "settings.yaml"), "--json"]
 
 
-@pytest.mark.double
 def test_one_question_is_answered_by_runs_that_a_second_call_does_not_repeat(
     local_ray: None,
     tmp_path: Path,

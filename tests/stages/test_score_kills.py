@@ -172,7 +172,7 @@ def finish(root, output):
     return calls, True
 
 
-@pytest.mark.parametrize("stride", [pytest.param(6, marks=pytest.mark.double), pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stride", [6, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_job_killed_at_any_step_goes_on_and_ends_byte_for_byte_the_same(
     world, without_ray, small_files, monkeypatch, stride
 ):
