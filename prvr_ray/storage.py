@@ -8,6 +8,7 @@ import contextlib
 import functools
 import json
 import os
+import platform
 import re
 import shutil
 import tempfile
@@ -68,7 +69,13 @@ class Store(Protocol):
         """Open one object for random access, for columns of a Parquet file. Raises FileNotFoundError."""
 
     def list(self, prefix: str = "") -> list[StoredObject]:
-        """All objects, at any depth, whose key starts with prefix, sorted by key; an absent folder is empty."""
+        """All objects, at any depth, whose key starts with prefix, sorted by key; an absent folder is empty.
+
+        Raises OSError where a part of it cannot be listed.
+        """
+
+    def exists(self, key: str) -> bool:
+        """Whether there is an object of exactly this key."""
 
     def delete(self, key: str) -> None:
         """Delete one object; an absent one is no error."""
@@ -147,7 +154,7 @@ class LocalStore:
 
     def list(self, prefix: str = "") -> list[StoredObject]:
         found = []
-        for folder, _, names in os.walk(self._path(os.path.dirname(prefix))):
+        for folder, names in _walk(self._path(os.path.dirname(prefix))):
             for name in names:
                 path = os.path.join(folder, name)
                 key = os.path.relpath(path, self.uri).replace(os.sep, "/")
@@ -156,6 +163,9 @@ class LocalStore:
                         stat = os.stat(path)
                         found.append(StoredObject(key, stat.st_size, f"{stat.st_mtime_ns}-{stat.st_size}"))
         return sorted(found, key=lambda item: item.key)
+
+    def exists(self, key: str) -> bool:
+        return os.path.isfile(self._path(key))
 
     def delete(self, key: str) -> None:
         Path(self._path(key)).unlink(missing_ok=True)
@@ -226,7 +236,7 @@ class S3Store:
             return _s3_read(self._bucket, self._key(key))
 
     def open(self, key: str) -> pa.NativeFile:
-        return _s3_filesystem().open_input_file(f"{self._bucket}/{self._key(key)}")
+        return _s3_filesystem(self._bucket).open_input_file(f"{self._bucket}/{self._key(key)}")
 
     def list(self, prefix: str = "") -> list[StoredObject]:
         base = self._key("")
@@ -238,6 +248,12 @@ class S3Store:
                 for page in pages.paginate(Bucket=self._bucket, Prefix=base + prefix)
                 for item in page.get("Contents", [])
             ]
+
+    def exists(self, key: str) -> bool:
+        with contextlib.suppress(FileNotFoundError), _s3_errors(f"{self.uri}/{key}"):
+            _s3_client().head_object(Bucket=self._bucket, Key=self._key(key))
+            return True
+        return False
 
     def delete(self, key: str) -> None:
         with _s3_errors(f"{self.uri}/{key}"):
@@ -293,6 +309,10 @@ class ArrowStore:
         )
         return sorted((item for item in found if item.key.startswith(prefix)), key=lambda item: item.key)
 
+    def exists(self, key: str) -> bool:
+        [info] = self._filesystem.get_file_info([self._path(key)])
+        return bool(info.is_file)
+
     def delete(self, key: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             self._filesystem.delete_file(self._path(key))
@@ -326,11 +346,6 @@ def get_file(uri: str) -> bytes:
         return Path(uri).expanduser().read_bytes()
     folder, _, name = uri.rpartition("/")
     return open_store(folder).get(name)
-
-
-def exists(store: Store, key: str) -> bool:
-    """Whether the store has exactly this key."""
-    return any(item.key == key for item in store.list(key))
 
 
 def delete_unfinished(store: Store, before: float) -> int:
@@ -393,14 +408,30 @@ def read_table(store: Store, key: str, columns: list[str] | None = None) -> pa.T
 
     Raises:
         ShardError: the object is missing, truncated or not Parquet.
+        OSError: its store cannot be reached or refuses; that says nothing about the object.
     """
     try:
-        with store.open(key) as file:
-            return pq.read_table(file, columns=columns, pre_buffer=True)
+        try:
+            with store.open(key) as file:
+                return pq.read_table(file, columns=columns, pre_buffer=True)
+        except (pa.ArrowInvalid, OSError):  # Arrow has one error for a store that fails and for bytes that are wrong
+            data = store.get(key)
     except FileNotFoundError:
         raise ShardError(f"{store.uri}/{key} is missing") from None
+    try:
+        return pq.read_table(pa.BufferReader(data), columns=columns)
     except (pa.ArrowInvalid, OSError) as error:
         raise ShardError(f"{store.uri}/{key} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def not_shared(store: Store) -> str | None:
+    """Why a worker must not put anything there: a local folder that only another machine has.
+
+    The driver has put something beside it, so the folder that it lies in stands wherever storage is shared.
+    """
+    if not isinstance(store, LocalStore) or os.path.isdir(os.path.dirname(store.uri)):
+        return None
+    return f"{store.uri}: no such folder on {platform.node()}; on several nodes ROOT must be storage that all share"
 
 
 def new_name(kind: str) -> str:
@@ -418,13 +449,36 @@ def _put_lowest_claim(store: Store, key: str, data: bytes) -> bool:
     A writer that is delayed between its claim and its listing for longer than the others take can still lose to a
     lower claim that arrives later; all then read the winner's content, so they agree from there on.
     """
-    if exists(store, key):
+    if store.exists(key):
         return False
     mine = f"{key}.claim-{uuid.uuid4().hex}"
     store.put(mine, data)
     winner = store.list(f"{key}.claim-")[0].key
     store.put(key, store.get(winner))
     return winner == mine
+
+
+def _walk(top: str) -> Iterator[tuple[str, list[str]]]:
+    """Every folder below one, linked ones too, with the names of its files.
+
+    Raises:
+        OSError: a folder cannot be read; one that is deleted meanwhile is no error.
+    """
+
+    def fail(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise error
+
+    ways: dict[str, tuple[str, ...]] = {top: (os.path.realpath(top),)}  # folder -> the real folders on the way to it
+    for folder, folders, names in os.walk(top, onerror=fail, followlinks=True):
+        yield folder, names
+        way = ways.pop(folder)
+        for name in list(folders):
+            path = os.path.join(folder, name)
+            real = os.path.realpath(path) if os.path.islink(path) else os.path.join(way[-1], name)
+            if real in way:  # a link back up
+                folders.remove(name)
+            ways[path] = (*way, real)
 
 
 def _sync_folder(path: str) -> None:
@@ -485,10 +539,14 @@ def _s3_client() -> Any:
 
 
 @functools.cache
-def _s3_filesystem() -> pa.fs.FileSystem:
+def _s3_filesystem(bucket: str) -> pa.fs.FileSystem:
+    """Arrow's way to a bucket. Unlike boto3 it does not follow a bucket to its region."""
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     parts = urlsplit(endpoint) if endpoint else None
+    with _s3_errors(f"s3://{bucket}"):
+        region = _s3_client().head_bucket(Bucket=bucket).get("BucketRegion")
     return pa.fs.S3FileSystem(
+        region=region,
         endpoint_override=parts.netloc if parts else None,
         scheme=parts.scheme if parts else "https",
         retry_strategy=pa.fs.AwsStandardS3RetryStrategy(max_attempts=_S3_ATTEMPTS),

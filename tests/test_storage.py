@@ -1,6 +1,7 @@
 """Stores: the same promises on a local folder and on S3; objects are there whole or not at all."""
 
 import contextlib
+import errno
 import multiprocessing
 import os
 import signal
@@ -23,7 +24,6 @@ from prvr_ray import storage
 from prvr_ray.storage import (
     LocalStore,
     ShardError,
-    exists,
     get_file,
     get_json,
     new_name,
@@ -58,9 +58,10 @@ def test_an_object_is_read_back_listed_replaced_and_deleted(store):
     assert store.get("a/one.bin") == b"another"
     store.delete("a/one.bin")
     store.delete("a/one.bin")
-    assert not exists(store, "a/one.bin")
-    assert exists(store, "a/b/two.bin")
-    assert not exists(store, "a/b/two")
+    assert not store.exists("a/one.bin")
+    assert store.exists("a/b/two.bin")
+    assert not store.exists("a/b/two")
+    assert not store.exists("a/b")
     with pytest.raises(FileNotFoundError):
         store.get("a/one.bin")
 
@@ -307,6 +308,7 @@ def test_listing_through_arrow_looks_no_further_than_the_prefixs_folder(tmp_path
         "gone/x": [],
     }
     assert looked_at == ["bucket/root/parts", "bucket/root", "bucket/root", "bucket/root/gone"]
+    assert [store.exists(key) for key in ("parts/1-a", "parts/1", "parts")] == [True, False, False]
 
 
 @pytest.fixture
@@ -344,6 +346,23 @@ def test_a_damaged_shard_is_named(store, table, damage):
 def test_a_missing_shard_is_named(store):
     with pytest.raises(ShardError, match=r"shard-1\.parquet is missing"):
         read_table(store, "shard-1.parquet")
+
+
+def test_a_store_that_refuses_says_nothing_about_its_shards(refusing_s3):
+    with pytest.raises(PermissionError, match=r"no permission for s3://.*shard-1\.parquet"):
+        read_table(open_store(refusing_s3), "shard-1.parquet")
+
+
+def test_a_bucket_is_read_in_its_own_region(s3_root, table):
+    import boto3
+
+    boto3.client("s3").create_bucket(
+        Bucket="far-away", CreateBucketConfiguration={"LocationConstraint": "eu-central-1"}
+    )
+    store = open_store("s3://far-away/root")
+    store.put("a.parquet", table_to_bytes(table))
+    assert read_table(store, "a.parquet").equals(table)
+    assert storage._s3_filesystem("far-away").region == "eu-central-1"
 
 
 def test_json_that_is_none_is_named(store):
@@ -402,6 +421,34 @@ def test_a_folder_in_which_nothing_may_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OSError):  # noqa: PT011 - NotADirectoryError or FileExistsError, as the system likes
         open_store(tmp_path / "file" / "root").put("a", b"1")
+
+
+def test_linked_folders_are_listed_but_links_back_up_end_there(tmp_path):
+    (tmp_path / "disk" / "b").mkdir(parents=True)
+    (tmp_path / "root").mkdir()
+    for path in ("root/a.mp4", "disk/c.mp4", "disk/b/d.mp4"):
+        (tmp_path / path).write_bytes(b"1")
+    (tmp_path / "root" / "more").symlink_to(tmp_path / "disk")
+    (tmp_path / "root" / "again").symlink_to(tmp_path / "disk" / "b")
+    (tmp_path / "disk" / "b" / "up").symlink_to(tmp_path / "root")
+    keys = [item.key for item in open_store(tmp_path / "root").list()]
+    assert keys == ["a.mp4", "again/d.mp4", "more/b/d.mp4", "more/c.mp4"]
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path, monkeypatch):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "one.mp4").write_bytes(b"1")
+    scandir = os.scandir
+
+    def stale(path):
+        if str(path).endswith("b"):
+            raise OSError(errno.ESTALE, "Stale file handle", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", stale)
+    with pytest.raises(OSError, match="Stale file handle"):
+        open_store(tmp_path).list()
+    assert open_store(tmp_path / "none").list() == []
 
 
 def test_dangling_links_are_passed_over(tmp_path):

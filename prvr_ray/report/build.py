@@ -26,7 +26,7 @@ from prvr_ray.report.setup import setup_section
 from prvr_ray.report.study import ablation_section, study_section
 from prvr_ray.report.training import training_section
 from prvr_ray.runs import RunFolder, open_run
-from prvr_ray.storage import check_name, exists, get_json
+from prvr_ray.storage import check_name, get_json
 
 
 def report(
@@ -123,7 +123,7 @@ class _Sources:
 
     def setup(self) -> Section:
         feature_set = self.collection.features(self.features)
-        spec = feature_set.spec() if exists(feature_set.store, "spec.json") else None
+        spec = feature_set.spec() if feature_set.store.exists("spec.json") else None
         history = read_history(self.collection.store)
         return setup_section(self.collection.store.uri, spec, _settings_of(self.run), history)
 
