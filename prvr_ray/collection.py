@@ -6,6 +6,7 @@ records and tombstones are honoured here and nowhere else. No vectors are comput
 `prvr_ray.storage`.
 """
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -335,6 +336,11 @@ def windows_that_count(rows: pa.Table, removed: pa.Array) -> pa.Table:
 def of_current_files(rows: pa.Table, videos: pa.Table) -> pa.Table:
     """Those of a feature set's rows that were read from the files which `videos` names, not from earlier versions."""
     return rows.filter(pc.fill_null(pc.equal(rows["added_at"], _looked_up(rows, videos, "added_at")), False))
+
+
+def newer_than(before: float | None, now: float) -> float:
+    """`added_at` of a row that shall count before an earlier one: now, unless a clock was ahead then."""
+    return now if before is None else max(now, math.nextafter(before, math.inf))
 
 
 def first_of(rows: pa.Table, keys: list[str], order: list[tuple[str, str]]) -> pa.Table:

@@ -4,7 +4,6 @@ Compaction puts larger shards first and then one record of what they replace; a 
 ones, or both with the same rows. Only gc deletes: long after, and nothing that an unfinished plan names.
 """
 
-import math
 import time
 import uuid
 from collections import Counter
@@ -14,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from prvr_ray import schema
 from prvr_ray.collection import (
@@ -23,6 +23,7 @@ from prvr_ray.collection import (
     ShardFolder,
     by_shard,
     existing_collection,
+    newer_than,
     newest_queries,
     newest_videos,
     newest_windows,
@@ -103,13 +104,12 @@ def remove(root: str, video_id: str) -> dict[str, Any]:
         ValueError: the collection has no such video.
     """
     collection = existing_collection(root)
-    rows = [row for row in collection.videos().to_pylist() if row["video_id"] == video_id]
+    videos = collection.videos()
+    rows = videos.filter(pc.equal(videos["video_id"], video_id)).to_pylist()
     if not rows:
         was_removed = video_id in collection.removed().to_pylist()
         raise ValueError(f"video {video_id!r} " + ("was removed before" if was_removed else f"is not in {root}"))
-    # Newer than the row that counts, even if that one was written by a clock ahead of this one.
-    added_at = max(time.time(), math.nextafter(rows[0]["added_at"], math.inf))
-    tombstone = rows[0] | {"removed": True, "added_at": added_at}
+    tombstone = rows[0] | {"removed": True, "added_at": newer_than(rows[0]["added_at"], time.time())}
     collection.video_shards.append(pa.Table.from_pylist([tombstone], schema.VIDEOS))
     return {"removed": video_id, "output": collection.video_shards.store.uri}
 
@@ -244,24 +244,21 @@ def _compact_table(table: _Table, target_bytes: int) -> dict[str, int]:
     total = pinned.scan([table.order[0]])["shard"].value_counts().to_pylist()
     num_rows = {item["values"]: item["counts"] for item in total}
     counting = dict(by_shard(table.counting(pinned)))
-    replaced: list[str] = []
-    put: list[str] = []
-    num_dropped = 0
+    done = Counter[str]()
     for group in _groups(table.folder, pinned.live(), target_bytes):
         dropped = sum(num_rows.get(name, 0) - len(counting.get(name, ())) for name in group)
         if len(group) == 1 and not dropped:
             continue
         parts = [read_table(table.folder.store, name).take(counting[name]) for name in group if name in counting]
+        put = []
         if parts:
             rows = pa.concat_tables(parts).sort_by([(column, "ascending") for column in table.order])
             put.append(table.folder.append(rows, _name_after(group[-1])))
-        replaced += group
-        num_dropped += dropped
-    if not replaced:
-        return {}
-    record = {"replaced": replaced, "by": put, "replaced_at": time.time()}
-    put_json(table.folder.store, new_name("replaced").replace(".parquet", ".json"), record)
-    return {"shards_replaced": len(replaced), "shards_put": len(put), "rows_left_out": num_dropped}
+        # At once: of a compaction that is killed the groups that it did stay done.
+        record = {"replaced": group, "by": put, "replaced_at": time.time()}
+        put_json(table.folder.store, new_name("replaced").replace(".parquet", ".json"), record)
+        done.update(shards_replaced=len(group), shards_put=len(put), rows_left_out=dropped)
+    return dict(done)
 
 
 def _groups(folder: ShardFolder, names: list[str], target_bytes: int) -> Iterator[list[str]]:

@@ -9,7 +9,7 @@ import collection_rows as make
 import pytest
 
 from prvr_ray import history, maintenance
-from prvr_ray.collection import declare_spec, newest_windows, open_collection
+from prvr_ray.collection import ShardFolder, declare_spec, newest_windows, open_collection
 from prvr_ray.maintenance import compact, gc, remove, status
 from prvr_ray.storage import ShardError, put_json, read_table
 
@@ -138,6 +138,24 @@ def test_names_do_not_grow_with_every_compaction(local_root):
         make.put(collection.query_shards, make.query(f"new {number}"))
         compact(local_root)
     assert len(collection.query_shards.live()[0]) < 60
+
+
+def test_of_a_killed_compaction_the_groups_that_it_did_stay_done(local_root, monkeypatch):
+    collection = open_collection(local_root)
+    names = [make.put(collection.query_shards, make.query(f"q{n}", "x" * 10_000)) for n in range(4)]
+    append, appended = ShardFolder.append, []
+
+    def killed(folder, table, name=None):
+        if appended:
+            raise KeyboardInterrupt
+        appended.append(append(folder, table, name))
+        return appended[0]
+
+    monkeypatch.setattr(ShardFolder, "append", killed)
+    with pytest.raises(KeyboardInterrupt):
+        compact(local_root, target_bytes=25_000)
+    assert collection.query_shards.live() == [*appended, *names[2:]]
+    assert collection.queries()["query_id"].to_pylist() == ["q0", "q1", "q2", "q3"]
 
 
 def test_a_shard_that_comes_while_a_compaction_reads_is_kept(local_root, monkeypatch):

@@ -86,6 +86,8 @@ class DecodeVideos:
         store, key = parent_store(video["uri"])
         try:
             with store.local_file(key) as path:
+                with open(path, "rb"):
+                    pass  # a file that this node cannot read is out of reach; libav would call it damaged
                 plan = self._plan
                 yield from self._decoder.segments(str(path), plan.sampling, plan.specs, plan.limits, video["skip"])
         except OSError as error:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prvr_ray import schema
-from prvr_ray.collection import Collection, FeatureSet, ShardFolder, declare_spec, open_collection
+from prvr_ray.collection import Collection, FeatureSet, ShardFolder, declare_spec, newer_than, open_collection
 from prvr_ray.config import IngestSettings
 from prvr_ray.corpus.annotations import read_annotations
 from prvr_ray.corpus.released import Released, ReleasedCaption, check_splits, open_released
@@ -152,7 +152,7 @@ def _video_row(released: Released, known: dict[str, Row], video_id: str, split: 
         "video_id": video_id,
         "etag": released.video_etag,
         "split": split,
-        "added_at": before["added_at"] if is_same else time.time(),
+        "added_at": before["added_at"] if is_same else newer_than(before.get("added_at"), time.time()),
         "removed": False,
     }
 

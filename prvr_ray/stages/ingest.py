@@ -49,8 +49,8 @@ def ingest(
 
     Returns:
         Counts of videos (with failures by class), frames and queries, of queries whose names of videos became ids, of
-        files that are missing or skipped, and exit_code 1 if too many videos failed. A missing file is a failure only
-        where its features do not stand.
+        files that are missing or skipped, and exit_code 1 if too many videos failed, or of some neither features nor
+        failures stand. A missing file is a failure only where its features do not stand.
 
     Raises:
         ValueError: unusable settings or source, an unknown encoder, a feature set made with other settings, or a video
@@ -83,7 +83,7 @@ def ingest(
             pipeline = plan_pipeline(settings, encoders)
             num_frames = pipeline.ingest_videos(work, feature_set.video_shards, run)
             pipeline.ingest_queries(queries, feature_set.query_shards, run)
-    counts = _count(feature_set, standing_videos(collection, current), settings.max_failure_share)
+    counts = _count(feature_set, standing_videos(collection, current), work, settings.max_failure_share)
     done = {"frames": num_frames, "queries": len(queries), "queries_matched": num_matched}
     return counts | done | of_source | {"output": feature_set.store.uri}
 
@@ -110,19 +110,28 @@ def _spec(settings: IngestSettings, encoders: list[EncoderSpec]) -> dict[str, An
     return json.loads(json.dumps(spec))  # as it will be read back
 
 
-def _count(features: FeatureSet, videos: pa.Table, max_failure_share: float) -> dict[str, Any]:
-    """What stands now of the source's videos."""
+def _count(features: FeatureSet, videos: pa.Table, work: pa.Table, max_failure_share: float) -> dict[str, Any]:
+    """What stands now of the source's videos. work: those that this run was to bring."""
     standing = states(features, videos)
     failures = Counter(state.error_class for state in standing.values() if state.error_class)
     num_failed = failures.total()
-    is_bad = num_failed > max_failure_share * max(len(videos), 1)
+    done = {video_id for video_id, state in standing.items() if state.is_complete or state.error_class}
+    lost = sorted(set(work["video_id"].to_pylist()) - done)
     counts = {
         "total": len(videos),
         "ingested": sum(state.is_complete for state in standing.values()),
         "failed": num_failed,
         "by_error_class": dict(failures.most_common()),
     }
-    if is_bad:
+    warnings = []
+    if num_failed > max_failure_share * max(len(videos), 1):
         share = f"{num_failed} of {len(videos)} videos failed: more than --max-failure-share {max_failure_share:g}"
-        return {"videos": counts, "warning": f"{share} allows, so the exit code is 1", "exit_code": 1}
+        warnings.append(f"{share} allows, so the exit code is 1")
+    if lost:
+        warnings.append(
+            f"of {len(lost)} videos that were worked on ({lost[0]!r}) neither features nor a failure stand, so the exit"
+            " code is 1; did their files change meanwhile, or does another run work on them? Run it again"
+        )
+    if warnings:
+        return {"videos": counts, "warning": "; ".join(warnings), "exit_code": 1}
     return {"videos": counts, "exit_code": 0}

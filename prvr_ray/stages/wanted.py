@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prvr_ray import schema
-from prvr_ray.collection import Collection, FeatureSet, of_current_files
+from prvr_ray.collection import Collection, FeatureSet, newer_than, of_current_files
 from prvr_ray.corpus.errors import PERMANENT, TRANSIENT
 from prvr_ray.corpus.splits import split_of
 from prvr_ray.stages.sources import Source
@@ -150,6 +150,6 @@ def _video_row(source: Source, before: dict[str, Any] | None, split: str, now: f
         "etag": source.etag,
         "split": source.split or before.get("split") or split,
         "duration_s": before.get("duration_s") if is_same_file else None,
-        "added_at": before["added_at"] if is_same_file else now,
+        "added_at": before["added_at"] if is_same_file else newer_than(before.get("added_at"), now),
         "removed": False,
     }

@@ -35,3 +35,12 @@ def test_a_full_disk_is_raised_by_the_driver_in_one_line_that_names_the_shard(tm
     assert acknowledged["video_id"].to_pylist() == ["a", "b"]
     with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/run-\w+\.parquet'$"):
         check_put(acknowledged)
+
+
+def test_a_folder_that_only_the_driver_has_is_refused_before_anything_is_put(tmp_path):
+    elsewhere = LocalStore(str(tmp_path / "root/features/default/videos"))  # on another machine its folder stands
+    put = PutShard(ShardFolder(elsewhere, schema.FEATURE_VIDEOS), "run")
+    for _ in range(2):
+        with pytest.raises(OSError, match=r"features/default/videos: no such folder on .*storage that all share"):
+            check_put(put(ROWS))
+    assert not (tmp_path / "root").exists()

@@ -146,6 +146,12 @@ def test_a_file_that_is_not_there_is_a_download_failure(tmp_path, videos):
     assert len(rows_of(packs[0])) == 3
 
 
+def test_a_file_that_this_node_cannot_read_is_a_download_failure(tmp_path):
+    missing = tmp_path / "not-mounted" / "5.mp4"
+    packs = list(DecodeVideos(decode_plan())(work(missing)))
+    assert failures(packs) == [("5.mp4", 0, "download", f"[Errno 2] No such file or directory: '{missing}'")]
+
+
 def test_no_room_for_a_download_is_a_download_failure(videos, monkeypatch):
     def full(store, key):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

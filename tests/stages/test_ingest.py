@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import collection_rows as make
 import numpy as np
 import open_clip
 import pyarrow as pa
@@ -15,7 +16,9 @@ from small_clip import write_small_clip
 from prvr_ray import cli, schema
 from prvr_ray.collection import open_collection
 from prvr_ray.config import IngestSettings
-from prvr_ray.stages.ingest import ingest
+from prvr_ray.stages.ingest import _count, ingest
+from prvr_ray.stages.sources import Source
+from prvr_ray.stages.wanted import current_videos, wanted_videos
 
 
 @pytest.fixture(scope="module")
@@ -198,3 +201,18 @@ def test_unusable_settings_are_refused_before_anything_is_put(tmp_path, videos, 
     with pytest.raises(ValueError, match=words):
         ingest(settings.model_copy(update=changes), root=str(tmp_path / "root"), videos=str(videos))
     assert not (tmp_path / "root").exists()
+
+
+def test_work_of_which_nothing_stands_afterwards_ends_with_exit_code_1(tmp_path):
+    """As where every node has a disk of its own under the name of ROOT."""
+    collection = open_collection(str(tmp_path / "root"))
+    sources = [Source(name, f"/v/{name}", 1, "e") for name in ("done", "failed", "lost")]
+    current, changed = current_videos(collection, sources, {"train": 1.0}, now=1.0)
+    collection.video_shards.append(changed)
+    features = collection.features()
+    rows = [make.segment("done"), make.failure("failed")]
+    features.video_shards.append(pa.Table.from_pylist(rows, schema.FEATURE_VIDEOS))
+    counts = _count(features, current, wanted_videos(current, {}, ()), max_failure_share=0.5)
+    assert counts["exit_code"] == 1
+    assert "of 1 videos that were worked on ('lost')" in counts["warning"]
+    assert _count(features, current, current.slice(0, 0), max_failure_share=0.5)["exit_code"] == 0

@@ -191,3 +191,14 @@ def test_a_video_in_no_split_gets_that_of_its_captions_and_a_manifest_wins(colle
     current = put_videos(collection, sources, now=2.0)
     splits = dict(zip(current["video_id"].to_pylist(), current["split"].to_pylist(), strict=True))
     assert splits == {"a": split_of("a", SHARES), "b": "val", "c": "test", "d": "train"}
+
+
+def test_a_changed_file_counts_though_the_clock_was_ahead_before(collection):
+    put_videos(collection, [Source("a", "/v/a", 1, "e")], now=100.0)
+    put_segments(collection, {"video_id": "a", "added_at": 100.0, "segment": 0, "is_last": True})
+    current = put_videos(collection, [Source("a", "/v/a", 1, "other")], now=50.0)
+    assert work(collection, current) == {"a": []}
+    [row] = collection.videos().to_pylist()
+    assert row["etag"] == "other"
+    put_segments(collection, {"video_id": "a", "added_at": row["added_at"], "segment": 0, "is_last": True})
+    assert work(collection, put_videos(collection, [Source("a", "/v/a", 1, "other")], now=60.0)) == {}
