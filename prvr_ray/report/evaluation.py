@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from prvr_ray.collection import Collection
+from prvr_ray.config import EvaluateSettings
 from prvr_ray.report.intervals import bootstrap
 from prvr_ray.report.wording import signed
 from prvr_ray.retrieval.metrics import summarize
@@ -42,7 +43,7 @@ class Evaluation:
 
     ranks: row -> per query, the ranks of its relevant videos. ratios: (Q,) moment-to-video ratio, NaN for none.
     clusters: per query, its first relevant video. weights: of the branches in the fused score. moments: R@1 at each
-    overlap, percent.
+    overlap, percent. ratio_edges: inner borders of the groups by ratio.
     """
 
     run: str
@@ -54,6 +55,7 @@ class Evaluation:
     ranks: dict[str, list[np.ndarray]]
     weights: dict[str, float] = field(default_factory=dict)
     moments: dict[str, float] = field(default_factory=dict)
+    ratio_edges: list[float] = field(default_factory=lambda: EvaluateSettings().ratio_edges)
 
     def intervals(self, how: Bootstrap) -> dict[str, np.ndarray]:
         """Row -> (2, M) lower and upper ends of its figures, in the order of MEANS."""
@@ -101,6 +103,7 @@ def read_evaluation(collection: Collection, run: str, split: str, protocol: str)
         {row: [np.array(ranks) for ranks in part["ranks"].to_pylist()] for row, part in parts.items()},
         summary["weights"],
         summary["moments"],
+        summary.get("ratio_edges", EvaluateSettings().ratio_edges),  # earlier evaluations do not say
     )
 
 

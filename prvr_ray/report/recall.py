@@ -56,7 +56,7 @@ def where_it_fails(evaluation: Evaluation) -> str:
         f"For {not_first} of the queries the right video is not the first answer, for {not_among_few} it is not among "
         f"the first {_FEW}."
     )
-    groups = summarize_by_ratio(evaluation.ranks["fused"], evaluation.ratios)
+    groups = summarize_by_ratio(evaluation.ranks["fused"], evaluation.ratios, evaluation.ratio_edges)
     if len(groups) < 2:
         return lost
     weakest = min(groups, key=lambda name: groups[name][_BY_RATIO])
@@ -118,7 +118,10 @@ def _interval_figure(evaluation: Evaluation, intervals: Intervals, how: Bootstra
 
 
 def _ratio_figure(evaluation: Evaluation) -> Figure:
-    groups = {row: summarize_by_ratio(ranks, evaluation.ratios) for row, ranks in evaluation.ranks.items()}
+    groups = {
+        row: summarize_by_ratio(ranks, evaluation.ratios, evaluation.ratio_edges)
+        for row, ranks in evaluation.ranks.items()
+    }
     names = list(groups["fused"])
     sizes = [f"{_percent(name)}\n{count(int(groups['fused'][name]['queries']), 'query')}" for name in names]
     bars = {row: [found[name][_BY_RATIO] for name in names] for row, found in groups.items()}

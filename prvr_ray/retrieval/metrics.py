@@ -108,8 +108,13 @@ def summarize_by_ratio(
     for group, (low, high) in enumerate(itertools.pairwise(borders)):
         members = [ranks_of_queries[q] for q in np.flatnonzero(group_of == group).tolist()]
         if members:
-            groups[f"{low:.1f}-{high:.1f}"] = summarize(members) | {"queries": len(members)}
+            groups[f"{_edge(low)}-{_edge(high)}"] = summarize(members) | {"queries": len(members)}
     return groups
+
+
+def _edge(value: float) -> str:
+    """With one decimal, or as many as it has."""
+    return max(f"{value:.1f}", f"{value:g}", key=len)
 
 
 def moment_recall(

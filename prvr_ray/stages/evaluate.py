@@ -121,15 +121,15 @@ def _evaluate(job: _Job, split: str, validation: str) -> tuple[Evaluation, pa.Ta
     spans_Q2, durations = find_moments(weighted, blocks, asked, job.settings.moment_threshold)
     ratios = np.full(len(queries), np.nan)
     for place, (video_id, moments) in annotated.items():
-        ratios[place] = min(1.0, (moments[0, 1] - moments[0, 0]) / durations[video_id])
+        ratios[place] = np.minimum(1.0, (moments[0, 1] - moments[0, 0]) / durations[video_id])  # NaN stays NaN
+    timed = {place: moments for place, (video_id, moments) in annotated.items() if np.isfinite(durations[video_id])}
     evaluation: Evaluation = {
         "split": split,
         "protocol": job.settings.protocol,
         "rows": {name: summarize(of_row) for name, of_row in ranks.items()},
+        "ratio_edges": job.settings.ratio_edges,
         "by_ratio": summarize_by_ratio(ranks["fused"], ratios, job.settings.ratio_edges),
-        "moments": moment_recall(
-            spans_Q2[list(annotated)], [moments for _, moments in annotated.values()], job.settings.iou_thresholds
-        ),
+        "moments": moment_recall(spans_Q2[list(timed)], list(timed.values()), job.settings.iou_thresholds),
         "weights": weights,
         "queries": len(queries),
         "excluded": num_excluded,

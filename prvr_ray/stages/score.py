@@ -24,7 +24,7 @@ from prvr_ray.stages.resources import Worker, pool_size, require, room
 from prvr_ray.stages.score_job import QUERIES_PER_FILE, Questions, ScoreJob, query_key
 from prvr_ray.stages.score_plan import begin_job, find_questions, plan_job, sizes
 from prvr_ray.stages.session import connect
-from prvr_ray.storage import exists, put_json
+from prvr_ray.storage import put_json
 
 Json = dict[str, Any]
 _MOST_LOSSES = 5  # of the scorers of one task: after that the task is taken to be what ends them
@@ -59,10 +59,12 @@ def score(
         ValueError: unusable questions, no such index, shards that are lost, or a job of that name that asks otherwise.
     """
     folder = IndexFolder(existing_collection(root), index)
-    rows, query_plan, num_empty = find_questions(queries, folder, output)
+    rows, query_plan, left_out = find_questions(queries, folder, output)
     spec, plan = plan_job(settings, folder, rows, query_plan)
     _refuse(plan["missing"], allow_missing)
-    counts = {"queries": len(rows), "queries_without_text": num_empty}
+    counts: Json = {"queries": len(rows), **left_out}
+    if left_out.get("queries_without_features"):
+        counts["warning"] = "queries without features have no answers; `prvr ingest` encodes captions"
     if dry_run:
         return {**counts, **sizes(plan), "output": query_plan.store.uri}
     job = begin_job(settings, folder, query_plan, spec, plan)
@@ -71,6 +73,7 @@ def score(
     gone = folder.unreadable(job.plan["shards"])
     _refuse(list(gone.values()), allow_missing)
     job = replace(job, absent=tuple(gone))
+    job.note_absent()
     units = job.wanted_units()
     if job.wanted_blocks():
         with connect(address):
@@ -172,7 +175,7 @@ class Scorer:
 
     def score(self, block: int, unit: int) -> str | None:
         """Put one partial, unless an earlier attempt did."""
-        if exists(self._job.store, self._job.unit_key(block, unit)):
+        if self._job.store.exists(self._job.unit_key(block, unit)):
             return None
         return _reason(self._score, block, unit)
 

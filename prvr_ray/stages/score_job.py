@@ -5,10 +5,12 @@ scores/<job>/  spec.json                       what is asked: index, questions, 
                queries/00000.safetensors       ids and vectors of some questions, in the order of their ids
                partials/00000-00000.safetensors   answers of one block of questions from one unit of shards
                part-00000-000.parquet          answers, by query_id and rank; the partials go once all of them stand
+               absent.json                     planned shards that were gone and were left out on request
                finished.json                   the summary
 
 Every object is put whole under a name that follows from the plan, and never changes; only, where a video has been
-removed since, a resumed job makes the partials and parts that name it again.
+removed since, or an absent shard has come back or another one gone, a resumed job makes the partials and parts that
+this concerns again.
 """
 
 import json
@@ -30,7 +32,7 @@ from prvr_ray.retrieval.moments import branch_curves, fuse_curves, locate
 from prvr_ray.retrieval.scoring import Search
 from prvr_ray.retrieval.topk import Answers, merge_top_k, side_by_side
 from prvr_ray.stages.index_folder import IndexFolder, LoadedShard
-from prvr_ray.storage import Store, exists, get_json, read_table, table_to_bytes
+from prvr_ray.storage import Store, get_json, put_json, read_table, table_to_bytes
 from prvr_ray.student.batching import prefetch
 
 QUERIES_PER_FILE = 4096
@@ -38,6 +40,7 @@ _ANSWERS_PER_PART = 2_000_000  # some 150 MB
 _QUERIES_AT_ONCE = 4096  # of which answers are merged; moments that are found at a time
 _PARALLEL_READS = 4  # of partials, each some MB
 _TIMES = ("peak_s", "start_s", "end_s")
+_ABSENT = "absent.json"
 
 Json = dict[str, Any]
 
@@ -110,7 +113,7 @@ class ScoreJob:
 
     def finished(self) -> Json | None:
         """The summary of a job that has ended; None while there is something to do. Its shards may be gone since."""
-        if self.wanted_blocks() or not exists(self.store, "finished.json"):
+        if self.wanted_blocks() or not self.store.exists("finished.json"):
             return None
         return get_json(self.store, "finished.json")
 
@@ -123,6 +126,19 @@ class ScoreJob:
             for key, names in zip(keys, readers.map(self._names, keys), strict=True):
                 if names.intersection(self.removed):
                     self.store.delete(key)
+
+    def note_absent(self) -> None:
+        """Delete what was made with other shards absent than now: those that are restored must be scored after all."""
+        noted = set(get_json(self.store, _ABSENT) if self.store.exists(_ABSENT) else ())
+        changed = noted.symmetric_difference(self.absent)
+        if not changed:
+            return
+        units = [unit for unit in range(len(self.plan["units"])) if not changed.isdisjoint(self._shard_names(unit))]
+        keys = {self.unit_key(block, unit) for block in range(self.num_blocks) for unit in units}
+        for item in [*self.store.list("part-"), *self.store.list("partials/")]:
+            if item.key.startswith("part-") or item.key in keys:
+                self.store.delete(item.key)
+        put_json(self.store, _ABSENT, sorted(self.absent))
 
     def questions(self, block: int, device: torch.device | str = "cpu") -> Questions:
         """Read the vectors of a block of questions."""
@@ -194,6 +210,10 @@ class ScoreJob:
     def _shards(self, unit: int) -> list[Json]:
         start, stop = self.plan["units"][unit]
         return [shard for shard in self.plan["shards"][start:stop] if shard["name"] not in self.absent]
+
+    def _shard_names(self, unit: int) -> list[str]:
+        start, stop = self.plan["units"][unit]
+        return [shard["name"] for shard in self.plan["shards"][start:stop]]
 
     def _load(self, shard: Json) -> LoadedShard:
         return self.index.load(shard, self.branches, self.spec["dim"], self.removed)

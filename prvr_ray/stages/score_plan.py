@@ -22,10 +22,11 @@ _MIN_RATIO, _RATIO, _ENOUGH_UNITS = 8, 32, 64
 _ANSWER_BYTES, _MOMENT_BYTES = 20, 24  # of a partial
 
 Json = dict[str, Any]
+Counts = dict[str, int]
 
 
-def find_questions(source: str, folder: IndexFolder, output: str) -> tuple[pa.Table, QueryPlan, int]:
-    """The questions by id, how to encode them, and how many have no text.
+def find_questions(source: str, folder: IndexFolder, output: str) -> tuple[pa.Table, QueryPlan, Counts]:
+    """The questions by id, how to encode them, and how many are left out: they have no text, or no features of it.
 
     Args:
         source: a split, a file, or `-`; see `prvr_ray.stages.query_files`.
@@ -41,8 +42,10 @@ def find_questions(source: str, folder: IndexFolder, output: str) -> tuple[pa.Ta
     store = folder.collection.store.child(f"scores/{output}")
     if is_file(source):
         found = read_questions(source)
-        return found.rows, QueryPlan(run, weights, features, text_encoder_name(features), store), found.num_empty
-    return _split_queries(source, features), QueryPlan(run, weights, features, "", store), 0
+        plan = QueryPlan(run, weights, features, text_encoder_name(features), store)
+        return found.rows, plan, {"queries_without_text": found.num_empty}
+    rows, num_left_out = _split_queries(source, features)
+    return rows, QueryPlan(run, weights, features, "", store), {"queries_without_features": num_left_out}
 
 
 def plan_job(settings: ScoreSettings, folder: IndexFolder, rows: pa.Table, queries: QueryPlan) -> tuple[Json, Json]:
@@ -113,7 +116,8 @@ def cut_units(shards: list[Json], unit_bytes: int) -> list[tuple[int, int]]:
     return units
 
 
-def _split_queries(split: str, features: FeatureSet) -> pa.Table:
+def _split_queries(split: str, features: FeatureSet) -> tuple[pa.Table, int]:
+    """The split's queries with features, and how many have none."""
     known = features.collection.queries()
     in_split = known.filter(pc.equal(known["split"], split))["query_id"]
     if not len(in_split):
@@ -123,7 +127,7 @@ def _split_queries(split: str, features: FeatureSet) -> pa.Table:
     rows = encoded.filter(pc.is_in(encoded["query_id"], in_split.combine_chunks()))
     if not len(rows):
         raise ValueError(f"no query of split {split!r} has features; `prvr ingest` encodes captions")
-    return rows.sort_by("query_id")
+    return rows.sort_by("query_id"), len(in_split) - len(rows)
 
 
 def _spec(settings: ScoreSettings, folder: IndexFolder, rows: pa.Table, queries: QueryPlan) -> Json:

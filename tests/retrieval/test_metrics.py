@@ -84,6 +84,11 @@ def test_ratio_groups_hold_their_upper_border_and_skip_unannotated_queries():
     }
 
 
+def test_groups_of_fine_ratios_have_names_of_their_own():
+    found = summarize_by_ratio([np.array([1])] * 3, np.array([0.005, 0.02, 0.5]), [0.01, 0.04])
+    assert {name: group["queries"] for name, group in found.items()} == {"0.0-0.01": 1, "0.01-0.04": 1, "0.04-1.0": 1}
+
+
 def test_moment_recall_by_hand():
     spans = np.array([[0.0, 10.0], [5.0, 6.0], [np.nan, np.nan]])
     annotated = [np.array([[5.0, 10.0], [20.0, 30.0]]), np.array([[7.0, 8.0]]), np.array([[0.0, 1.0]])]

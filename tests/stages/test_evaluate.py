@@ -232,3 +232,19 @@ def test_what_cannot_be_evaluated_is_refused(world, local_ray, ask, match):
     with pytest.raises(ValueError, match=match) as refusal:
         evaluate(settings, IndexSettings(), root=str(root), run=ask.get("run", "run"), split=ask.get("split", "test"))
     assert "\n" not in str(refusal.value)  # no traceback of a worker
+
+
+def test_queries_of_videos_without_known_times_are_in_no_group_and_no_moment_recall(tmp_path, local_ray):
+    timed, untimed = [f"v{i}" for i in range(4)], [f"w{i}" for i in range(3)]
+    add_videos(tmp_path, timed)
+    add_videos(tmp_path, untimed, seed=1, times=lambda rng, n: np.full(n, np.nan))
+    moments = {f"q-{video_id}": [(video_id, 0.0, 1000.0)] for video_id in [*timed, *untimed]}
+    add_queries(tmp_path, {f"q-{video_id}": [video_id] for video_id in [*timed, *untimed]}, moments=moments)
+    add_videos(tmp_path, ["x"], seed=2, split="val")
+    add_queries(tmp_path, {"p": ["x"]}, seed=2, split="val")
+    add_run(tmp_path)
+    settings = EvaluateSettings(iou_thresholds=[1e-6])
+    found = evaluate(settings, IndexSettings(), root=str(tmp_path), run="run", split="test")
+    assert found["queries"] == 7
+    assert {group: of_group["queries"] for group, of_group in found["by_ratio"].items()} == {"0.4-1.0": 4}
+    assert found["moments"] == {"r1_iou1e-06": 100.0}  # any span of a video meets the whole of it

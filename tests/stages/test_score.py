@@ -5,14 +5,17 @@ import json
 import shutil
 import threading
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
 from score_world import CUT, SETTINGS, answers, expected_answers, make_world, windows_of
 from served import add_index, add_videos
 
+from prvr_ray import schema
 from prvr_ray.collection import existing_collection
 from prvr_ray.maintenance import compact, remove
 from prvr_ray.retrieval.scoring import Search
@@ -124,6 +127,20 @@ def damaged(world, tmp_path):
     return root, sorted((root / "index" / "i").glob("shard-*.parquet"))
 
 
+def test_queries_of_the_split_without_features_are_counted_and_warned_of(damaged):
+    root, _ = damaged
+    collection = existing_collection(str(root))
+    asked = {"root": str(root), "index": "i", "queries": "test", "output": "some", "dry_run": True}
+    before = score(SETTINGS, **asked)
+    assert before["queries_without_features"] == 0
+    assert "warning" not in before
+    new = {"query_id": "new", "text": "a text", "split": "test", "video_ids": [], "moments": []}
+    collection.query_shards.append(pa.Table.from_pylist([new], schema.QUERIES))
+    after = score(SETTINGS, **asked)
+    assert (after["queries"], after["queries_without_features"]) == (before["queries"], 1)
+    assert "`prvr ingest` encodes captions" in after["warning"]
+
+
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-50])])
 def test_a_shard_that_a_job_has_planned_with_and_that_is_gone_is_refused_or_left_out_on_request(
     damaged, without_ray, damage
@@ -140,6 +157,26 @@ def test_a_shard_that_a_job_has_planned_with_and_that_is_gone_is_refused_or_left
     shards[1].unlink(missing_ok=True)
     kept = {video_id for video_id, _, _ in windows_of(root)}
     assert {row["video_id"] for rows in answers(root).values() for row in rows} <= kept
+
+
+def test_a_shard_that_comes_back_is_scored_after_all(damaged, without_ray):
+    root, shards = damaged
+    ask = {"root": str(root), "index": "i", "queries": "test", "output": "job"}
+    whole = answered(root, "whole")
+    job, questions = planned_here(root, "job")
+    away = shards[1].rename(root / "away")
+    job = replace(job, absent=(shards[1].name,))
+    job.note_absent()
+    for block, unit in job.wanted_units():
+        job.store.put(job.unit_key(block, unit), job.score(unit, questions))
+    for key, data in job.merge(0):
+        job.store.put(key, data)
+    assert answers(root, "job") != whole  # and now the job is killed, and the shard restored
+    away.rename(shards[1])
+    summary = score(SETTINGS, **ask)
+    assert summary["missing"] == []
+    assert summary["units_scored"] == 1
+    assert answers(root, "job") == whole
 
 
 def answered(root, output, **settings):
