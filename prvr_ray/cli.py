@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import time
+import traceback
 from typing import Any
 
 import yaml
@@ -17,7 +18,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_pa
 from prvr_ray.commands import COMMANDS, Command, Summary
 from prvr_ray.config import PRESETS, SECTIONS, Config, resolve
 
-EXIT_DONE, EXIT_UNUSABLE, EXIT_INTERRUPTED = 0, 2, 130
+EXIT_DONE, EXIT_UNUSABLE, EXIT_BROKEN, EXIT_INTERRUPTED = 0, 2, 3, 130
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
@@ -31,7 +32,8 @@ def main(argv: list[str] | None = None) -> int:
         argv: arguments without the program's name; None: the process's.
 
     Returns:
-        0 done, 1 finished with too many failures, 2 unusable input or configuration.
+        0 done, 1 finished with too many failures, 2 unusable input or configuration, 3 broken off by an error that is
+        no word on the input: its traceback is printed.
     """
     try:
         arguments = build_parser().parse_args(argv)
@@ -99,6 +101,9 @@ def _run(name: str, arguments: Namespace) -> int:
         summary = command.run(arguments, _settings(arguments))
     except (ValueError, OSError) as error:
         return _refuse(str(error))
+    except Exception:  # 1 would say that the work is done
+        traceback.print_exc()
+        return EXIT_BROKEN
     summary.setdefault("seconds", round(time.monotonic() - begun, 1))
     _keep_record(name, arguments, summary)
     command.show(summary)
@@ -112,7 +117,10 @@ def _keep_record(name: str, arguments: Namespace, summary: Summary) -> None:
     if "output" in summary and arguments.get("root") and not arguments.get("dry_run"):
         from prvr_ray.history import record
 
-        record(arguments.root, name, summary)
+        try:
+            record(arguments.root, name, summary)
+        except OSError as error:  # the work is done all the same
+            print(f"prvr: this command is not in the history: {error}", file=sys.stderr)
 
 
 def _settings(arguments: Namespace) -> Config:

@@ -35,6 +35,7 @@ MAY_CHANGE = {
     "worker_gpus",
     "max_failures",
     "checkpoint_steps",
+    "videos_per_pass",
     "cache_folder",
 }
 KEPT_CHECKPOINTS = 2
@@ -112,6 +113,11 @@ class RunFolder:
     def metrics(self) -> list[Metrics]:
         """What was reported of each epoch, in order."""
         return [get_json(self.store, item.key) for item in self.store.list("metrics/epoch-")]
+
+    def newest_metrics(self) -> tuple[int, Metrics]:
+        """How many epochs have ended, and what was reported of the last one."""
+        ended = self.store.list("metrics/epoch-")
+        return len(ended), get_json(self.store, ended[-1].key) if ended else {}
 
     def best(self) -> Metrics:
         """The metrics of the best epoch, and `weights`, the key of its student.

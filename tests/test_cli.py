@@ -84,11 +84,30 @@ def test_json_is_the_last_line(train_settings, capsys):
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["videos"] == 3
 
 
+def put_in_place_of_train(monkeypatch, run):
+    standing = COMMANDS["train"]
+    monkeypatch.setitem(COMMANDS, "train", Command(standing.help, run, standing.options, standing.sections))
+
+
+def test_an_error_that_says_nothing_of_the_input_has_a_traceback_and_its_own_exit_code(monkeypatch, tmp_path, capsys):
+    put_in_place_of_train(monkeypatch, lambda *_: {}["a defect"])
+    assert cli.main(["train", "--root", str(tmp_path), "--run", "a"]) == 3
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert "KeyError: 'a defect'" in said
+
+
+def test_a_history_that_cannot_be_written_undoes_no_work(monkeypatch, refusing_s3, capsys):
+    put_in_place_of_train(monkeypatch, lambda *_: {"videos": 3, "output": "x"})
+    assert cli.main(["train", "--root", refusing_s3, "--run", "a"]) == 0
+    captured = capsys.readouterr()
+    assert "this command is not in the history: no permission" in captured.err
+    assert "3" in captured.out
+
+
 def test_what_made_something_is_remembered_and_a_dry_run_is_not(monkeypatch, tmp_path):
     summaries = iter([{"videos": 3, "output": "x"}, {"videos": 5, "output": "x"}, {"videos": 7}])
-    standing = COMMANDS["train"]
-    replaced = Command(standing.help, lambda *_: next(summaries), standing.options, standing.sections)
-    monkeypatch.setitem(COMMANDS, "train", replaced)
+    put_in_place_of_train(monkeypatch, lambda *_: next(summaries))
     for options in ([], ["--dry-run"], []):
         assert cli.main(["train", "--root", str(tmp_path), "--run", "a", *options]) == 0
     [record] = read_history(open_store(tmp_path))

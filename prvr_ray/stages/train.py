@@ -16,7 +16,7 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer, get_device
 
@@ -83,7 +83,10 @@ def train(
     done = folder.summary()
     if done is None:
         with connect(address):
-            run_workers(Job(config, data, folder))
+            try:
+                run_workers(Job(config, data, folder))
+            except TrainingFailedError as error:
+                raise ValueError(_broken_off(error)) from error
         done = read | _outcome(folder) | {"seconds": round(time.monotonic() - begun, 1), "output": folder.store.uri}
         folder.end(done)
     return done
@@ -187,10 +190,13 @@ def _shown_progress(job: Job) -> Iterator[None]:
         shown = 0
         with Steps("train", job.config.train.num_epochs, "epochs") as steps:
             while not ended.wait(POLL_S):
-                metrics = job.folder.metrics()
-                if len(metrics) > shown:
-                    steps.advance(len(metrics) - shown, _note(metrics[-1]))
-                    shown = len(metrics)
+                try:
+                    num_epochs, newest = job.folder.newest_metrics()
+                except OSError:  # a store that stays busy: the workers' business, who will say so; here it is shown
+                    continue
+                if num_epochs > shown:
+                    steps.advance(num_epochs - shown, _note(newest))
+                    shown = num_epochs
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -206,6 +212,14 @@ def _note(metrics: Metrics) -> str:
         f"loss {metrics['loss/total']:.3f}, SumR {metrics['fused/sumr']:.1f} "
         f"(teacher {metrics['teacher/sumr']:.1f}), {metrics['speed/videos_per_s']:.0f} videos/s"
     )
+
+
+def _broken_off(error: TrainingFailedError) -> str:
+    """Why Ray Train has given up, in a line."""
+    reasons = getattr(error, "worker_failures", {}).values() or [error]
+    said = str(next(iter(reasons))).strip().splitlines()[-1]
+    advice = "; --train.videos_per_pass lets a worker encode fewer videos at a time" if "out of memory" in said else ""
+    return f"training broke off more often than train.max_failures allows: {said}{advice}. Run it again to go on"
 
 
 def _outcome(folder: RunFolder) -> dict[str, Any]:

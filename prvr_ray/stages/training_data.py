@@ -134,6 +134,10 @@ class TrainingData:
         noise = config.train.teacher_noise
         return degrade_teacher(caches[0], noise), degrade_teacher(caches[1], noise)
 
+    def open_cache(self, config: Config, split: str) -> FeatureCache:
+        """The cache of a split to evaluate on, on this node, filled if it is not there."""
+        return degrade_teacher(self._open(config, split, is_training=False), config.train.teacher_noise)
+
     def _open(self, config: Config, split: str, is_training: bool) -> FeatureCache:
         def fill(folder: Path) -> None:
             feature_set, chosen = self.feature_set(), self.select(split, only_captioned=is_training)

@@ -24,7 +24,6 @@ from prvr_ray.student.checkpoints import TrainingState
 from prvr_ray.student.exchange import Exchange
 from prvr_ray.student.training import fit
 from prvr_ray.student.validation import Validation
-from prvr_ray.tuning.space import apply_point
 
 _COORDINATOR = Worker("trial", cpus=0.0, memory=2**29)  # of a trial of several workers: it only waits for them
 
@@ -71,7 +70,8 @@ class Training:
         """SumR of the best epoch, both branches fused."""
         # The coordinator of a group of workers has no GPU of its own.
         device = device_of(config.tune.trial_gpus if config.train.num_workers == 1 else 0)
-        _, cache = self.data.open_caches(apply_point(config, {"train.validation_split": self.test_split}))
+        assert self.test_split is not None
+        cache = self.data.open_cache(config, self.test_split)
         evaluation = Validation(BatchReader(cache, device=device), config.student, Exchange())
         return evaluation.student(run.load_student().to(device))["fused"]["sumr"]
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ray import tune
+from ray.train import TrainingFailedError
 from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import FIFOScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
@@ -159,11 +160,12 @@ def _train_one(
             tune.report(figures(epoch, sumr), checkpoint=checkpoint)
 
     # Any error of one configuration is a finding about it: a record with its reason, and the study goes on. What
-    # storage, disk or network refuse says nothing about it: Ray Tune starts the trial again where it was.
+    # storage, disk or network refuse, or a group of workers that is lost, says nothing about it: Ray Tune starts the
+    # trial again where it was.
     try:
         config = apply_point(base, values["trial"]["point"])
         end: dict[str, Any] = {"outcome": objective(config, mine, report)}
-    except OSError:
+    except (OSError, TrainingFailedError):
         raise
     except Exception as error:
         end = {"failure": f"{type(error).__name__}: {error}"}
@@ -251,9 +253,9 @@ class _Recorder(_Unsaved, tune.Callback):
 
     def _end(self, trial: RayTrial, **ending: Any) -> None:
         name = str(trial)
-        seconds = time.monotonic() - self._begun.pop(name)
-        point = trial.config["trial"]["point"]
-        ended = Trial(name, point, curve=self._curves.pop(name), seconds=seconds, **ending)
+        now = time.monotonic()  # a trial of which no process ever came up has not begun
+        seconds, curve = now - self._begun.pop(name, now), self._curves.pop(name, {})
+        ended = Trial(name, trial.config["trial"]["point"], curve=curve, seconds=seconds, **ending)
         self._folder.put_end(ended)
         self.ended.add(name)
         self._states[ended.state] += 1

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+_INDEX, _IDS = "index.npz", "ids.json"
 ARRAYS = {"frames": "videos", "teacher_frames": "videos", "tokens": "queries", "teacher_queries": "queries"}
 
 
@@ -87,13 +88,19 @@ def open_cache(folder: Path, fill: Callable[[Path], None]) -> FeatureCache:
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with open(folder.with_name(f"{folder.name}.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
+        if not _is_whole(folder):
             unfinished = folder.with_name(f"{folder.name}.unfinished")
-            shutil.rmtree(unfinished, ignore_errors=True)
+            for left in (unfinished, folder):
+                shutil.rmtree(left, ignore_errors=True)
             unfinished.mkdir()
             fill(unfinished)
             os.replace(unfinished, folder)
     return read_cache(folder)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether every file is there: what cleans /tmp takes old files away and leaves their folder."""
+    return all((folder / name).exists() for name in (*(f"{array}.f16" for array in ARRAYS), _INDEX, _IDS))
 
 
 def write_cache(folder: Path, videos: Iterable[VideoRows], queries: Iterable[QueryRows]) -> None:
@@ -127,15 +134,15 @@ def write_cache(folder: Path, videos: Iterable[VideoRows], queries: Iterable[Que
         for video_id in wanted[item]
     ]
     index = {name: writer.finish(by_id[ARRAYS[name]]) for name, writer in writers.items()}
-    np.savez(folder / "index.npz", **(index | {"pairs": np.array(sorted(pairs), dtype=np.int64)}))  # type: ignore[arg-type]
+    np.savez(folder / _INDEX, **(index | {"pairs": np.array(sorted(pairs), dtype=np.int64)}))  # type: ignore[arg-type]
     ids = {"videos": sorted(video_ids), "queries": sorted(query_ids)}
-    (folder / "ids.json").write_text(json.dumps(ids))
+    (folder / _IDS).write_text(json.dumps(ids))
 
 
 def read_cache(folder: Path) -> FeatureCache:
     """Map a cache that `write_cache` wrote; nothing but the small index is read."""
-    ids = json.loads((folder / "ids.json").read_text())
-    with np.load(folder / "index.npz") as index:
+    ids = json.loads((folder / _IDS).read_text())
+    with np.load(folder / _INDEX) as index:
         pairs_P2 = index["pairs"]
         arrays = {name: _map(folder / f"{name}.f16", *index[name]) for name in ARRAYS}
     return FeatureCache(

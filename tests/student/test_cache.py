@@ -109,3 +109,11 @@ def test_what_a_killed_process_left_is_thrown_away(tmp_path):
     assert process.exitcode == 9
     assert not (tmp_path / "cache").exists()
     assert open_cache(tmp_path / "cache", _write).video_ids == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("lost", ["frames.f16", "ids.json", "index.npz"])
+def test_a_cache_that_has_lost_a_file_is_filled_again(tmp_path, lost):
+    open_cache(tmp_path / "cache", _write)
+    (tmp_path / "cache" / lost).unlink()
+    assert open_cache(tmp_path / "cache", _write).video_ids == ["a", "b", "c"]
+    assert (tmp_path / "cache" / lost).exists()
