@@ -54,7 +54,8 @@ def describe_encoder(name: str) -> EncoderSpec:
 
     Args:
         name: `MODEL:TAG` of open_clip's registry (its weights are downloaded once into open_clip's cache),
-            `MODEL:/path/to/checkpoint`, or `/path/to/model.json:/path/to/checkpoint`.
+            `MODEL:/path/to/checkpoint` (frames are prepared as for MODEL's released weights, where these agree), or
+            `/path/to/model.json:/path/to/checkpoint`.
 
     Raises:
         ValueError: the name is unknown (close matches are listed), or the checkpoint is absent or does not fit.
@@ -89,7 +90,8 @@ def resolve_encoder(name: str) -> EncoderFiles:
             f"encoder {name!r}: {pretrained!r} is neither a tag nor a file{_close_matches(pretrained, tags)}; "
             f"tags of {model}: {', '.join(tags) or 'none'}"
         )
-    return EncoderFiles(name, model, config, {}, _existing_file(name, pretrained))
+    checkpoint = _existing_file(name, pretrained)
+    return EncoderFiles(name, model, config, _preprocess_of_tags(name, model), checkpoint)
 
 
 def build_model(files: EncoderFiles) -> Model:
@@ -157,6 +159,19 @@ def _existing_file(name: str, path: str) -> Path:
     if not Path(path).is_file():
         raise ValueError(f"encoder {name!r}: there is no file {path!r}")
     return Path(path)
+
+
+def _preprocess_of_tags(name: str, model: str) -> dict[str, Any]:
+    """How all released weights of a model want their frames, and so a file of them: it does not say itself."""
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    of_tags = [merge_preprocess_dict(PreprocessCfg(), get_pretrained_cfg(model, tag)) for tag in tags]
+    first, *others = of_tags or [{}]
+    if any(other != first for other in others):
+        raise ValueError(
+            f"encoder {name!r}: weights of {model} differ in how frames are prepared; write what these want (mean, std,"
+            " interpolation, resize_mode) as preprocess_cfg beside model_cfg: /path/to/model.json:/path/to/checkpoint"
+        )
+    return first
 
 
 def _check_activation(name: str, model: str, config: dict[str, Any], tag_config: dict[str, Any]) -> None:

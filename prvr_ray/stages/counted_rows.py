@@ -6,7 +6,9 @@ shard, so here a shard leaves no more behind than a hash of each video. Rows are
 """
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +16,7 @@ import pyarrow.compute as pc
 
 from prvr_ray.collection import ShardFolder, by_shard, windows_that_count
 
+_PARALLEL_READS = 16
 _COLUMNS = ["video_id", "added_at", "window"]
 _PER_WINDOW = ["video_id", "window"]
 _PER_FILE = ["video_id", "added_at"]
@@ -73,6 +76,27 @@ def rows_to_skip(folder: ShardFolder, looks: Iterable[ShardLook], removed: pa.Ar
         lost = np.setdiff1d(compared, counted.get(name, np.zeros(0, np.int64)))
         skipped[name] = np.union1d(skipped[name], lost)
     return skipped
+
+
+def count_windows(folder: ShardFolder, removed: pa.Array) -> pa.Table:
+    """How many windows of each version of a video count: video_id, added_at and `windows`.
+
+    Raises:
+        ShardError: a shard is damaged.
+    """
+    with ThreadPoolExecutor(_PARALLEL_READS) as readers:
+        looks = list(readers.map(partial(look_at, folder, removed=removed, asked=set()), folder.live()))
+        skipped = rows_to_skip(folder, looks, removed)
+        counts = list(readers.map(lambda look: _per_file(folder, look.name, skipped[look.name]), looks))
+    none = pa.table([folder.schema.empty_table()[name] for name in _PER_FILE], _PER_FILE)
+    total = pa.concat_tables([none.append_column("windows", pa.array([], pa.int64())), *counts])
+    return total.group_by(_PER_FILE).aggregate([("windows", "sum")]).rename_columns([*_PER_FILE, "windows"])
+
+
+def _per_file(folder: ShardFolder, name: str, skipped: np.ndarray) -> pa.Table:
+    rows = _read(folder, name)
+    rows = rows.take(np.setdiff1d(np.arange(len(rows)), skipped))
+    return rows.group_by(_PER_FILE).aggregate([("window", "count")]).rename_columns([*_PER_FILE, "windows"])
 
 
 def _read(folder: ShardFolder, name: str) -> pa.Table:

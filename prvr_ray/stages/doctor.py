@@ -45,12 +45,19 @@ def doctor(address: str | None, root: str, encoder: str = "") -> dict[str, Any]:
         checks: [{name, ok, detail}], and exit_code 1 where one of them is not ok.
     """
     checks = [_storage("storage from here", root)]
+    mark = f"doctor/{new_name('mark')}"
     try:
-        with connect(address):
+        with contextlib.ExitStack() as stack:
+            if checks[0].ok:
+                store = open_store(root)
+                stack.callback(store.delete, mark)
+                store.put(mark, b"")
+            stack.enter_context(connect(address))
             checks.append(Check("ray", True, f"version {ray.__version__} here and there"))
             nodes = [node for node in ray.nodes() if node["Alive"]]
             answers = [
-                _look.options(scheduling_strategy=_on(node)).remote(node["Resources"], root, encoder) for node in nodes
+                _look.options(scheduling_strategy=_on(node)).remote(node["Resources"], root, mark, encoder)
+                for node in nodes
             ]
             for node, answer in zip(nodes, answers, strict=True):
                 checks += _node(node, answer)
@@ -85,14 +92,14 @@ def _clock() -> float:
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _look(resources: dict[str, float], root: str, encoder: str) -> list[Check]:
-    checks = [_storage("storage", root), _gpus(int(resources.get("GPU", 0))), _disk()]
+def _look(resources: dict[str, float], root: str, mark: str, encoder: str) -> list[Check]:
+    checks = [_storage("storage", root, mark), _gpus(int(resources.get("GPU", 0))), _disk()]
     checks.append(_shared_memory(int(resources.get("object_store_memory", 0))))
     return [*checks, _encoder(encoder)] if encoder else checks
 
 
-def _storage(name: str, root: str) -> Check:
-    """Write, read, conditional put and delete."""
+def _storage(name: str, root: str, mark: str = "") -> Check:
+    """Write, read both ways, conditional put and delete; mark: an object that stands there."""
     key = f"doctor/{new_name('check')}"
     try:
         store = open_store(root)
@@ -101,11 +108,18 @@ def _storage(name: str, root: str) -> Check:
             stack.callback(store.delete, key)
             second = store.put_if_absent(key, b"second")
             stands = store.get(key)
+            with store.open(key) as file:  # Arrow's own way, on which shards are read
+                opened = file.read()
+            is_shared = not mark or store.exists(mark)
     except Exception as error:  # every store has its own errors; this line is where they are shown
         return Check(
             name, False, f"{root}: {' '.join(str(error).split())}; check the role's permissions and the bucket"
         )
-    if (first, second, stands) != (True, False, b"first"):
+    if not is_shared:
+        return Check(
+            name, False, f"{root}: what was put elsewhere is not there; ROOT must be storage that all nodes share"
+        )
+    if (first, second, stands, opened) != (True, False, b"first", b"first"):
         return Check(name, False, f"{root} overwrites what a conditional put must keep; use another store")
     return Check(name, True, f"{root}: write, conditional put, read, delete")
 

@@ -97,18 +97,18 @@ def _spec(folder: RunFolder, features: FeatureSet, settings: IndexSettings) -> d
 def _missing(features: FeatureSet, target: IndexFolder, windowing: Windowing) -> pa.Table:
     """The segments of complete videos of which a window is not indexed from the same source yet, by shard and row."""
     complete = features.complete().select([*_FILE, "num_frames", "shard", "row"])
-    indexed = _indexed(complete, target.windows(), windowing)
+    indexed = _indexed(complete, target.count_windows(), windowing)
     wanted = complete.join(indexed, keys=_FILE, join_type="left anti")
     return wanted.sort_by([("shard", "ascending"), ("row", "ascending")])
 
 
 def _indexed(segments: pa.Table, windows: pa.Table, windowing: Windowing) -> pa.Table:
-    """The videos of `segments`, by file, of which every window is among `windows`."""
+    """The videos of `segments`, by file, of which all windows stand; windows: how many do, by file."""
     videos = segments.group_by(_FILE).aggregate([("num_frames", "sum")])
     num_windows_V = _num_windows(videos["num_frames_sum"].to_numpy(), windowing)
     videos = videos.append_column("expected", pa.array(num_windows_V))
-    found = videos.join(windows.group_by(_FILE).aggregate([("window", "count")]), keys=_FILE, join_type="inner")
-    return found.filter(pc.greater_equal(found["window_count"], found["expected"])).select(_FILE)
+    found = videos.join(windows, keys=_FILE, join_type="inner")
+    return found.filter(pc.greater_equal(found["windows"], found["expected"])).select(_FILE)
 
 
 def _num_windows(num_frames_V: np.ndarray, windowing: Windowing) -> np.ndarray:

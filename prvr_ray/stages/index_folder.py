@@ -19,7 +19,7 @@ from prvr_ray import schema
 from prvr_ray.collection import Collection, ShardFolder, newest_windows, read_spec
 from prvr_ray.retrieval.blocks import FrameBlock
 from prvr_ray.runs import RunFolder, open_run
-from prvr_ray.stages.counted_rows import ShardLook, look_at, rows_to_skip
+from prvr_ray.stages.counted_rows import ShardLook, count_windows, look_at, rows_to_skip
 from prvr_ray.storage import ShardError, Store, check_name, get_json, new_name, put_json, read_table
 
 _WRITTEN = "written-"
@@ -99,6 +99,10 @@ class IndexFolder:
     def windows(self) -> pa.Table:
         """The row that counts of every window: video_id, added_at, window, `shard` and `row`."""
         return newest_windows(self.shards, self.collection.removed())
+
+    def count_windows(self) -> pa.Table:
+        """How many windows count of each version of a video: video_id, added_at, `windows`; no table of all windows."""
+        return count_windows(self.shards, self.collection.removed())
 
     def note_shards(self) -> None:
         """Note every shard that is not noted yet, with a video that it holds, so that its loss is noticed.

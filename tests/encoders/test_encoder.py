@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from prvr_ray.encoders import describe_encoder, load_encoder
+from prvr_ray.encoders.spec import resolve_encoder
 
 TEXTS = [
     "a red circle",
@@ -239,3 +240,14 @@ except ValueError as error:
     assert len(done.stdout.splitlines()) == 1
     assert "could not be downloaded" in done.stdout
     assert "ViT-B-32:/path/to/checkpoint" in done.stdout
+
+
+def test_a_local_checkpoint_of_a_known_model_has_that_models_preprocessing(tmp_path):
+    """mean, std and resize_mode as SigLIP's paper and open_clip's registry give them."""
+    weights = tmp_path / "weights.safetensors"
+    weights.touch()
+    preprocess = resolve_encoder(f"ViT-B-16-SigLIP:{weights}").preprocess
+    wanted = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "squash")
+    assert (preprocess["mean"], preprocess["std"], preprocess["resize_mode"]) == wanted
+    with pytest.raises(ValueError, match=r"weights of ViT-L-14 differ in how frames are prepared; .*preprocess_cfg"):
+        resolve_encoder(f"ViT-L-14:{weights}")  # some of them were trained with CLIP's mean, some with a half

@@ -1,5 +1,7 @@
 """Rows that do not count, found shard by shard, against the rule on all rows at once."""
 
+from collections import Counter
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -42,6 +44,9 @@ def test_the_plan_keeps_the_rows_of_the_rule(tmp_path, seed, num_videos):
     for shard in shards:
         expected = np.setdiff1d(np.arange(shard["rows"]), kept.get(shard["name"], np.zeros(0, np.int64)))
         assert shard["skip"] == expected.tolist()
+    counted = {(row["video_id"], row["added_at"]): row["windows"] for row in folder.count_windows().to_pylist()}
+    windows = folder.windows().to_pylist()
+    assert counted == Counter((row["video_id"], row["added_at"]) for row in windows)
 
 
 def test_videos_whose_hashes_meet_by_chance_lose_nothing(tmp_path, monkeypatch):
