@@ -45,10 +45,10 @@ def doctor(address: str | None, root: str, encoder: str = "") -> dict[str, Any]:
         checks: [{name, ok, detail}], and exit_code 1 where one of them is not ok.
     """
     checks = [_storage("storage from here", root)]
-    mark = f"doctor/{new_name('mark')}"
+    mark = f"doctor/{new_name('mark')}" if checks[0].ok else ""
     try:
         with contextlib.ExitStack() as stack:
-            if checks[0].ok:
+            if mark:
                 store = open_store(root)
                 stack.callback(store.delete, mark)
                 store.put(mark, b"")
@@ -116,9 +116,7 @@ def _storage(name: str, root: str, mark: str = "") -> Check:
             name, False, f"{root}: {' '.join(str(error).split())}; check the role's permissions and the bucket"
         )
     if not is_shared:
-        return Check(
-            name, False, f"{root}: what was put elsewhere is not there; ROOT must be storage that all nodes share"
-        )
+        return Check(name, False, f"{root}: what was put elsewhere is not there; ROOT must be storage that all share")
     if (first, second, stands, opened) != (True, False, b"first", b"first"):
         return Check(name, False, f"{root} overwrites what a conditional put must keep; use another store")
     return Check(name, True, f"{root}: write, conditional put, read, delete")

@@ -79,6 +79,13 @@ def test_conditional_puts_that_overwrite_are_found(tmp_path, monkeypatch):
     assert "conditional put" in check.detail
 
 
+def test_a_disk_of_one_node_alone_is_found(tmp_path):
+    assert module._storage("storage", str(tmp_path)).ok
+    check = module._storage("storage", str(tmp_path), mark="doctor/mark-of-the-driver")
+    assert not check.ok
+    assert "storage that all share" in check.detail
+
+
 def test_small_shared_memory_and_full_disks_say_what_to_do(monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(64 * 2**20, 63 * 2**20, 2**20))
     check = module._shared_memory(2**30)
