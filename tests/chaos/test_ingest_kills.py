@@ -142,14 +142,14 @@ def test_killed_workers_of_every_kind_leave_each_segment_once(tmp_path, local_ra
     )
     features = collection.features()
     store = DoomedStore(features.video_shards.store.uri, doom(tmp_path / "putters", 1, 4))
+    (tmp_path / "root/features/default").mkdir(parents=True)
+    (tmp_path / "root/features/default/spec.json").write_text(
+        '{"format_version": 1, "shared": true, "teacher": {"dim": 24}, "student": {"dim": 24}}'
+    )
     work = wanted_videos(current, states(features, current), retry=())
 
     pipeline.ingest_videos(work, ShardFolder(store, schema.FEATURE_VIDEOS), "shard")
 
-    (tmp_path / "root/features/default").mkdir(exist_ok=True)
-    (tmp_path / "root/features/default/spec.json").write_text(
-        '{"format_version": 1, "shared": true, "teacher": {"dim": 24}, "student": {"dim": 24}}'
-    )
     for name, call in (("decoders", 9), ("encoders", 2), ("putters", 4)):
         assert (tmp_path / name / str(call)).exists(), f"{name} were never killed"
     check_features(collection, expected)

@@ -322,7 +322,7 @@ def test_after_sigkill_of_the_driver_no_finished_trial_is_repeated(tmp_path: Pat
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     logged = log.read_text().splitlines()
-    assert driver(root, log).wait(timeout=120) == 0
+    assert driver(root, log).wait(timeout=240) == 0
 
     records = sorted(root.glob("trials/*/trial.json"))
     assert len(records) == 8
@@ -336,7 +336,7 @@ def test_after_sigkill_of_the_driver_no_finished_trial_is_repeated(tmp_path: Pat
 
 
 def wait_for_records(root: Path, count: int, process: "subprocess.Popen[bytes]") -> set[str]:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 180
     while time.monotonic() < deadline and process.poll() is None:
         ended = {path.parent.name for path in root.glob("trials/*/trial.json")}
         if len(ended) >= count:
