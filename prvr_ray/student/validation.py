@@ -50,16 +50,20 @@ class Validation:
     def student(self, model: Student) -> dict[str, Metrics]:
         """Recall of each branch and of their weighted sum, `fused`."""
         model.eval()
-        queries = self._encode_queries(model)
-        blocks: dict[str, list[Tensor]] = {name: [] for name in queries}
-        for videos in self._shares(len(self.reader.cache.video_ids)):
+        queries, shares = self._encode_queries(model), self._shares(len(self.reader.cache.video_ids))
+        num_mine = sum(map(len, shares))
+        scores = {name: rows_QD.new_empty(len(rows_QD), num_mine) for name, rows_QD in queries.items()}
+        fused_Qv = torch.empty_like(next(iter(scores.values())))
+        weights = {"inheritance": self.settings.inheritance_weight, "exploration": self.settings.exploration_weight}
+        begin = 0
+        for videos in shares:
+            columns = slice(begin, begin + len(videos))
             rows_RD, layout = self.reader.take(self.reader.cache.frames, videos)
             for name, frames_RD in model.encode_frame_rows(rows_RD, layout).items():
-                blocks[name].append(max_cosines(queries[name], frames_RD, layout))
+                scores[name][:, columns] = max_cosines(queries[name], frames_RD, layout)
+            fused_Qv[:, columns] = sum(weights[name] * scores_Qv[:, columns] for name, scores_Qv in scores.items())
+            begin = columns.stop
         model.train()
-        scores = {name: torch.cat(parts, 1) for name, parts in blocks.items()}
-        weights = {"inheritance": self.settings.inheritance_weight, "exploration": self.settings.exploration_weight}
-        fused_Qv = torch.stack([weights[name] * scores_Qv for name, scores_Qv in scores.items()]).sum(0)
         return {name: self._summarize(scores_Qv) for name, scores_Qv in [*scores.items(), ("fused", fused_Qv)]}
 
     def _encode_queries(self, model: Student) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import ray.cloudpickle
 import yaml
+from ray.train import TrainingFailedError
 
 from benchmarks.learning_curves import OPTIMUM, PEAK, SPACE, LearningCurve, final_sumr, point_at
 from prvr_ray.config import Config, resolve
@@ -32,7 +33,8 @@ from prvr_ray.stages.study import (
     search,
     seeds,
 )
-from prvr_ray.stages.trials import Report
+from prvr_ray.stages.trial_folder import TrialFolder
+from prvr_ray.stages.trials import Report, _Recorder
 from prvr_ray.storage import get_json, open_store, put_json
 from prvr_ray.tuning.space import apply_point, parse_space
 from prvr_ray.tuning.trial import Trial
@@ -240,7 +242,8 @@ def test_a_trial_whose_process_dies_starts_again_where_it_was_or_is_given_up(loc
 
 @dataclass(frozen=True)
 class Unlucky:
-    """A learning curve whose storage fails at its second epoch, the first `times` times of each trial."""
+    """A learning curve whose storage fails or whose workers are lost, in turn, at its second epoch, the first `times`
+    times of each trial."""
 
     folder: str
     times: int
@@ -251,19 +254,35 @@ class Unlucky:
         if not tries.exists() or len(tries.read_text()) < self.times:
             with tries.open("a") as file:
                 file.write(".")
-            raise OSError("the disk is\nfull")
+            is_odd = len(tries.read_text()) % 2 == 1
+            raise OSError("the disk is\nfull") if is_odd else TrainingFailedError("no node is left")
         report(2, 20.0)
         return {}
 
 
 @pytest.mark.parametrize(("times", "state"), [pytest.param(2, "finished", marks=pytest.mark.slow), (3, "failed")])
-def test_a_trial_whose_storage_fails_starts_again_and_is_given_up_at_last(
+def test_a_trial_whose_storage_or_workers_fail_starts_again_and_is_given_up_at_last(
     local_ray: None, tmp_path: Path, times: int, state: str
 ) -> None:
     base = base_of(num_trials=1, scheduler="none", confirm_top=0)
     trials, _ = studied(tmp_path, base, Unlucky(str(tmp_path), times))
     assert trials["0000"].state == state
     assert state == "finished" or trials["0000"].reason.startswith("it broke off 3 times: ")
+
+
+def test_a_trial_of_which_no_process_ever_came_up_ends_with_the_reason(tmp_path: Path) -> None:
+    class Trial:
+        config = {"trial": {"name": "0000", "point": {}}}  # noqa: RUF012
+
+        def __str__(self) -> str:
+            return "0000"
+
+        def get_error(self) -> Exception:
+            return RuntimeError("no module named prvr_ray")
+
+    folder = TrialFolder(open_store(tmp_path))
+    _Recorder(folder, base_of(), progress.Steps("tune", 1, "trials"), lambda trial: None).on_trial_error(0, [], Trial())
+    assert folder.ended()["0000"].reason == "it broke off 3 times: no module named prvr_ray"
 
 
 def test_reasons_of_several_lines_stay_in_the_comment_of_best_yaml(tmp_path: Path) -> None:

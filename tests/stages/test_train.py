@@ -1,5 +1,6 @@
 """Training through Ray: what a run leaves, what stops it before it starts, and that kills do not change its result."""
 
+import contextlib
 import json
 import shutil
 import signal
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pytest
 import released_layout
 import torch
+from ray.train import ControllerError, WorkerGroupError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from prvr_ray import schema
@@ -95,7 +97,9 @@ def test_a_run_name_with_other_settings_is_refused_and_the_difference_named(root
     open_run(root, "taken").declare(settings(tmp_path / "cache"), {})
     with pytest.raises(ValueError, match=r"train\.lr is 0\.002 there, 0\.005 here"):
         train(settings(tmp_path / "cache", lr=5e-3), root=root, run="taken")
-    open_run(root, "taken").declare(settings(tmp_path / "elsewhere", num_workers=2, checkpoint_steps=7), {})
+    open_run(root, "taken").declare(
+        settings(tmp_path / "elsewhere", num_workers=2, checkpoint_steps=7, videos_per_pass=3), {}
+    )
 
 
 def test_a_run_name_with_other_features_is_refused(root, tmp_path):
@@ -251,3 +255,23 @@ def test_runs_whose_worker_or_driver_is_killed_end_bit_equal_to_an_uninterrupted
     assert open_run(root, "without-driver").summary() is None
     assert start_driver(config, root, "without-driver").wait(300) == 0
     assert final_state(open_run(root, "without-driver")) == final_state(open_run(root, "whole"))
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            WorkerGroupError("...", {1: RuntimeError("a trace\nCUDA out of memory. Tried to allocate 2 GiB")}),
+            r"max_failures allows: CUDA out of memory.*--train\.videos_per_pass.*Run it again to go on$",
+        ),
+        (ControllerError(RuntimeError("no placement group")), r"allows: no placement group\. Run it again to go on$"),
+    ],
+)
+def test_a_training_that_ray_gives_up_is_a_line_with_the_workers_reason(root, tmp_path, monkeypatch, error, said):
+    def give_up(job: object) -> None:
+        raise error
+
+    monkeypatch.setattr("prvr_ray.stages.train.run_workers", give_up)
+    monkeypatch.setattr("prvr_ray.stages.train.connect", lambda address: contextlib.nullcontext())
+    with pytest.raises(ValueError, match=said):
+        train(settings(tmp_path / "cache"), root=root, run="a")
