@@ -1,8 +1,8 @@
 """Ingest against its limits: decoding alone, encoding alone, and the pipeline of both on the same rendered files.
 
-`alone` uses every core. Where decoder and encoder share the cores the pipeline cannot beat 1/(1/decode + 1/encode);
-with an encoder that waits instead of computing, as one on a device of its own would, it cannot beat the slower side.
-Decoders hold back until the encoder has loaded, and one small run comes first, so Ray's start-up does not count.
+`alone` uses every core. If decoders and encoder share the cores, the pipeline cannot beat 1/(1/decode + 1/encode); if
+the encoder waits instead of computing, as on a device of its own, the pipeline cannot beat the slower of the two.
+Decoders wait until the encoder has loaded, and a small run comes first, so Ray's start-up is not measured.
 
     python benchmarks/ingest.py [--parts keyframes shards pipeline waiting small]
 """
@@ -30,20 +30,20 @@ from safetensors.torch import save_file
 from prvr_ray import schema
 from prvr_ray.collection import ShardFolder
 from prvr_ray.config import IngestSettings
-from prvr_ray.corpus.container import Limits
-from prvr_ray.corpus.decoder import VideoDecoder
-from prvr_ray.corpus.frames import FrameSpec
-from prvr_ray.corpus.packets import Sampling
-from prvr_ray.corpus.video import read_segments
 from prvr_ray.encoders import EncoderSpec, describe_encoder
+from prvr_ray.features.decode_worker import DecodePlan, DecodeVideos
+from prvr_ray.features.encode_worker import EncodePacks, EncodePlan
+from prvr_ray.features.pending import WORK
+from prvr_ray.features.sources import list_sources
 from prvr_ray.schema import pack_vectors
-from prvr_ray.stages.decoding import DecodePlan, DecodeVideos
-from prvr_ray.stages.encoding import EncodePacks, EncodePlan
 from prvr_ray.stages.ingest_pipeline import Pipeline, plan_pipeline
 from prvr_ray.stages.session import connect
-from prvr_ray.stages.sources import list_sources
-from prvr_ray.stages.wanted import WORK
 from prvr_ray.storage import open_store, read_table
+from prvr_ray.video.container import Limits
+from prvr_ray.video.decoder_process import VideoDecoder
+from prvr_ray.video.frames import FrameSpec
+from prvr_ray.video.packets import Sampling
+from prvr_ray.video.segments import read_segments
 
 MODEL = {
     "embed_dim": 256,
@@ -51,13 +51,15 @@ MODEL = {
     "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1},
 }
 NUM_VIDEOS, SECONDS, NUM_SMALL = 96, 60, 10_000
-WAITING = {"slower": 2 / 3, "faster": 3 / 2}  # encoders that only wait, by their speed over that of decoding alone
+WAITING = {"slower": 2 / 3, "faster": 3 / 2}  # speed of encoders that only wait, over decoding alone
 NUM_CPUS = os.cpu_count() or 1
-os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's workers stand back otherwise; decoding alone does not
+os.environ.setdefault(
+    "RAY_worker_niceness", "0"
+)  # Ray's workers run at a lower priority by default; decoding alone does not
 
 
 def render(path: Path, num_frames: int, height: int = 360, width: int = 640) -> None:
-    """Drifting texture, a moving shape and noise; 30 frames a second, a keyframe every 2 s, else x264's defaults."""
+    """Render a drifting texture, a moving shape and noise: 30 frames/s, a keyframe every 2 s, x264's defaults."""
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (24, 40, 3), dtype=np.uint8))
     texture = np.asarray(coarse.resize((width * 2, height * 2), Image.Resampling.BICUBIC))
@@ -76,7 +78,7 @@ def render(path: Path, num_frames: int, height: int = 360, width: int = 640) -> 
 
 
 def make_videos(folder: Path, num_frames: int, count: int, height: int = 360, width: int = 640) -> pa.Table:
-    """Render one file, link it under many names, and return the work that it makes."""
+    """Render one file, link it under many names, and return the pending work."""
     folder.mkdir()
     original = folder / "video-00000.mp4"
     render(original, num_frames, height, width)
@@ -91,7 +93,7 @@ def make_videos(folder: Path, num_frames: int, count: int, height: int = 360, wi
 
 
 def make_encoder(folder: Path) -> str:
-    """A random CLIP that is about as slow as decoding; its name."""
+    """Write a random CLIP about as slow as decoding; return its name."""
     torch.manual_seed(0)
     model = open_clip.CLIP(**MODEL)
     save_file({key: value.clone() for key, value in model.state_dict().items()}, folder / "weights.safetensors")
@@ -100,7 +102,7 @@ def make_encoder(folder: Path) -> str:
 
 
 def timed(function: Callable[[], Any], repeats: int = 3) -> float:
-    """Seconds of the fastest of some calls."""
+    """Return the seconds of the fastest of several calls."""
     seconds = []
     for _ in range(repeats):
         begun = time.perf_counter()
@@ -110,7 +112,7 @@ def timed(function: Callable[[], Any], repeats: int = 3) -> float:
 
 
 def keyframes(folder: Path) -> dict[str, float]:
-    """Keyframes only, and the choice of packets by default, over plain sequential decoding at one frame a second."""
+    """Compare keyframes only, and the default choice of packets, with sequential decoding at 1 frame/s."""
     path = folder / "long.mp4"
     render(path, SECONDS * 30)
 
@@ -128,7 +130,7 @@ def keyframes(folder: Path) -> dict[str, float]:
 
 
 def shards(folder: Path) -> dict[str, float]:
-    """Putting and reading a shard of 64 MiB over plain writing (with fsync) and reading of the same bytes."""
+    """Compare writing and reading a shard of 64 MiB with a plain write (with fsync) and read of the same bytes."""
     vectors = pack_vectors(np.random.default_rng(0).normal(size=(256, 512)))
     rows = [{"video_id": f"v{n}", "segment": 0, "num_frames": 256, "teacher": vectors} for n in range(256)]
     table = pa.Table.from_pylist(rows, schema.FEATURE_VIDEOS)
@@ -172,7 +174,7 @@ def _count_decoded(work: pa.Table) -> int:
 
 
 def decode_alone(plan: DecodePlan, work: pa.Table) -> float:
-    """Seconds that decoding takes with one decoder for each core."""
+    """Measure decoding with one decoder per core, in seconds."""
     size = max(1, min(64, len(work) // (32 * NUM_CPUS)))  # as in the pipeline
     tasks = [work.slice(start, size) for start in range(0, len(work), size)]
     workers = ProcessPoolExecutor(NUM_CPUS, get_context("spawn"), _start_decoding, (plan,))
@@ -182,7 +184,7 @@ def decode_alone(plan: DecodePlan, work: pa.Table) -> float:
 
 
 def encode_alone(pipeline: Pipeline, work: pa.Table, num_frames: int) -> float:
-    """Seconds that encoding takes with all cores, from packs that are decoded already."""
+    """Measure encoding of decoded frames on all cores, in seconds."""
     _start_decoding(pipeline.decode)
     packs = _decode(work.slice(0, 4))
     encoding = EncodePacks(pipeline.encode)
@@ -194,7 +196,7 @@ def encode_alone(pipeline: Pipeline, work: pa.Table, num_frames: int) -> float:
 
 @dataclass(frozen=True)
 class Gate:
-    """A moment that some processes wait for: a file."""
+    """A file that processes wait for before they start."""
 
     path: Path
 
@@ -209,7 +211,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class GatedDecodePlan(DecodePlan):
-    """Decoders that begin when the encoder has loaded."""
+    """Decoders that start when the encoder has loaded."""
 
     gate: Gate
 
@@ -221,7 +223,7 @@ class GatedDecodePlan(DecodePlan):
 
 @dataclass(frozen=True)
 class GatedEncodePlan(EncodePlan):
-    """An encoder that says when it has loaded; with frames_per_s, one that only waits."""
+    """An encoder that opens the gate when it has loaded; with frames_per_s, it waits instead of computing."""
 
     gate: Gate
     spec: EncoderSpec
@@ -235,7 +237,7 @@ class GatedEncodePlan(EncodePlan):
 
 @dataclass(frozen=True)
 class WaitingEncoder:
-    """Stands for an encoder on a device of its own."""
+    """Imitates an encoder on a device of its own."""
 
     spec: EncoderSpec
     frames_per_s: float
@@ -248,7 +250,7 @@ class WaitingEncoder:
 def run_pipeline(
     pipeline: Pipeline, spec: EncoderSpec, work: pa.Table, folder: Path, frames_per_s: float | None = None
 ) -> tuple[float, int]:
-    """Seconds from the gate to the last commit, and the number of frames."""
+    """Return the seconds from the gate to the last commit, and the number of frames."""
     gate = Gate(folder / f"gate-{time.time_ns()}")
     gated = replace(
         pipeline,
@@ -280,7 +282,7 @@ def main() -> None:
 
 
 def pipelines(folder: Path, chosen: list[str]) -> dict[str, float]:
-    """The figures that need Ray."""
+    """Measure the figures that need Ray."""
     spec = describe_encoder(make_encoder(folder))
     settings = IngestSettings(encoder=spec.name, shard_bytes=2**20, batch_frames=32)
     pipeline = plan_pipeline(settings, [spec])
@@ -307,7 +309,7 @@ def pipelines(folder: Path, chosen: list[str]) -> dict[str, float]:
 
 
 def small_videos(folder: Path, pipeline: Pipeline, spec: EncoderSpec) -> dict[str, float]:
-    """What a video of one frame costs beyond its decoding, with an encoder that takes no time."""
+    """Measure the cost of a one-frame video beyond decoding, with an encoder that takes no time."""
     work = make_videos(folder / "small", 1, NUM_SMALL, 64, 64)
     decode_s = decode_alone(pipeline.decode, work)
     seconds, num_frames = run_pipeline(pipeline, spec, work, folder, frames_per_s=1e9)

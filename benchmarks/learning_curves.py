@@ -1,11 +1,12 @@
 """An objective whose learning curves are formulas: what a search costs and finds, without training.
 
-Its forms are published ones, none made to suit a search. What a configuration comes to is the six-dimensional function
-of Hartmann (1973) with the constants of Dixon and Szegő (1978), the usual test of optimisers: several hills, and most
-of the space far below them. Its coordinates are six settings of the default search space in the order that it names
-them, each over its default range. The way there is `pow3`, one of the families that Domhan, Springenberg and Hutter
-(IJCAI 2015) fitted to training runs. Its rate is drawn for each configuration regardless of how good it is, so curves
-cross and a search that stops early can stop the wrong one. Ours are the noise and the range of the rates.
+Its functions are published ones, not designed to suit a search. The final SumR of a configuration is the
+six-dimensional function of Hartmann (1973) with the constants of Dixon and Szegő (1978), a standard test of optimisers:
+several hills, and most of the space far below them. Its coordinates are six settings of the default search space, in
+the order of that space, each over its default range. The curve to the final value is `pow3`, one of the families that
+Domhan, Springenberg and Hutter (IJCAI 2015) fitted to training runs. The rate of each configuration is random and
+independent of its quality, so curves cross and early stopping can stop the wrong trial. Only the noise and the range of
+the rates are our own choice.
 """
 
 import math
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prvr_ray.config import DEFAULT_SPACE, Config
-from prvr_ray.stages.trials import Report
+from prvr_ray.stages.trial_runner import Report
 from prvr_ray.tuning.space import Point, Rules, point_of
 
 PEAK = 180.0  # SumR at the optimum
@@ -49,7 +50,7 @@ _MAXIMUM = 3.32237
 
 
 def final_sumr(config: Config) -> float:
-    """The figure that a configuration comes to at its last epoch, without noise: at most PEAK."""
+    """Compute the final SumR of a configuration, without noise: at most PEAK."""
     point = point_of(config, list(SETTINGS))
     place = [_share(path, point[path]) for path in SETTINGS]
     hills = (
@@ -60,13 +61,13 @@ def final_sumr(config: Config) -> float:
 
 
 def point_at(place: tuple[float, ...]) -> Point:
-    """The settings at a place of the unit cube."""
+    """Map a point of the unit cube to settings."""
     return {path: _value(path, share) for path, share in zip(SETTINGS, place, strict=True)}
 
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """An objective for `prvr_ray.stages.trials`: rises to `final_sumr` as pow3, c - a * epoch ** -rate.
+    """An objective for `prvr_ray.stages.trial_runner`: rises to `final_sumr` as pow3, c - a * epoch ** -rate.
 
     An epoch takes epoch_s. It fails where the learning rate is above fails_above_lr.
     """
@@ -87,7 +88,7 @@ class LearningCurve:
 
 
 def _share(path: str, value: float) -> float:
-    """Where a value lies in the range of its setting: 0 at its low end, 1 at its high end."""
+    """Locate a value in the range of its setting: 0 at its low end, 1 at its high end."""
     low, high, scale, _ = _scaled(path)
     return (scale(value) - low) / (high - low)
 

@@ -1,10 +1,10 @@
 """The whole score job against its kernel: `python benchmarks/score_job.py [--quick]`.
 
-An index of two million frames (two branches, clustered vectors) lies in shards on a local disk. `kernel` is `search`
-over the same frames in memory; `job` is all of `prvr score` on embedded Ray but for the start of its actors: reading
-the index's small columns, the shards, the moments, partials, the merge, the answers. A quarter of the shards, as an
-index of its own, shows what memory and time depend on. Processor seconds say more than wall-clock time where other
-programs share the cores. The last line of standard output is one JSON object.
+The index has two million frames (two branches, clustered vectors) in shards on a local disk. `kernel` is `search`
+over the same frames in memory; `job` is all of `prvr score` on embedded Ray except the start of its actors: reading
+the index's small columns and shards, finding moments, writing partials, merging them, writing answers. A second index
+of a quarter of the shards shows how memory and time scale. If other programs share the cores, processor seconds say
+more than wall-clock time. The last line of standard output is one JSON object.
 """
 
 import argparse
@@ -27,12 +27,12 @@ from scoring import DIM, WEIGHTS, K, clustered_block, queries_near
 from prvr_ray import schema
 from prvr_ray.collection import Collection, declare_spec, open_collection
 from prvr_ray.config import ScoreSettings, resolve
+from prvr_ray.index.index import IndexFolder
 from prvr_ray.retrieval.scoring import FrameBlock, search
-from prvr_ray.runs import open_run
+from prvr_ray.runs.run import open_run
 from prvr_ray.schema import pack_times, pack_vectors
+from prvr_ray.scores.job import pack_names, query_key
 from prvr_ray.stages import score as stage
-from prvr_ray.stages.index_folder import IndexFolder
-from prvr_ray.stages.score_job import pack_names, query_key
 from prvr_ray.stages.session import connect
 from prvr_ray.storage import put_json
 from prvr_ray.student.checkpoints import student_to_bytes
@@ -48,7 +48,7 @@ Queries = list[tuple[float, np.ndarray]]
 
 @dataclass(frozen=True)
 class Usage:
-    """Wall-clock seconds, processor seconds of all processes that worked, and the most memory of one of them, bytes."""
+    """Wall-clock seconds, processor seconds of all processes, and the largest memory of one process in bytes."""
 
     seconds: float
     cpu_seconds: float
@@ -56,7 +56,7 @@ class Usage:
 
 
 def render(root: str, videos_per_shard: int) -> tuple[list[FrameBlock], Queries]:
-    """Write a collection with two indexes, `all` and a `quarter` of its shards; return what `all` holds."""
+    """Write a collection with two indexes, `all` and `quarter` (of its shards); return the content of `all`."""
     rng = np.random.default_rng(0)
     collection = _begin_collection(root)
     whole, quarter = IndexFolder(collection, "all"), IndexFolder(collection, "quarter")
@@ -75,7 +75,7 @@ def render(root: str, videos_per_shard: int) -> tuple[list[FrameBlock], Queries]
 
 
 def _begin_collection(root: str) -> Collection:
-    """Everything but the indexes' shards. Queries get their vectors in each job, not from these features."""
+    """Write everything but the indexes' shards. Queries get their vectors in each job, not from these features."""
     collection = open_collection(root)
     video = {"video_id": "any", "added_at": 1.0, "removed": False}
     collection.video_shards.append(pa.Table.from_pylist([video], schema.VIDEOS))
@@ -88,7 +88,10 @@ def _begin_collection(root: str) -> Collection:
     vector = pack_vectors(np.ones((1, 1)))
     features.query_shards.append(
         pa.Table.from_pylist(
-            [{"query_id": query_id, "text_hash": "", "teacher": vector, "student": vector} for query_id in ids],
+            [
+                {"query_id": query_id, "text_hash": schema.text_hash(""), "teacher": vector, "student": vector}
+                for query_id in ids
+            ],
             schema.FEATURE_QUERIES,
         )
     )
@@ -129,7 +132,7 @@ def run_kernel(queries: Queries, blocks: list[FrameBlock]) -> Usage:
 
 
 def run_job(root: str, index: str, name: str, queries: Queries) -> Usage:
-    """Score all queries on an index, as `prvr score` does; the time in which the actors start is left out."""
+    """Score all queries on an index, as `prvr score` does; the start of the actors is not timed."""
     store = open_collection(root).store.child(f"scores/{name}")
     vectors = {branch: rows_QD for branch, (_, rows_QD) in zip(BRANCHES, queries, strict=True)}
     ids = pack_names([f"query-{number:04d}" for number in range(NUM_QUERIES)])
@@ -144,7 +147,7 @@ def run_job(root: str, index: str, name: str, queries: Queries) -> Usage:
 
 
 class _WatchedActors:
-    """While it lasts, a job's actors are waited for before they get work, and stay until they were asked for usage."""
+    """Context in which a job waits for its actors before it starts, and keeps them until their usage is known."""
 
     start_seconds = 0.0
 
@@ -167,7 +170,7 @@ class _WatchedActors:
         return self._scorers
 
     def usage(self) -> list[Usage]:
-        """Of each actor, since its start."""
+        """Return the usage of each actor since its start."""
         pairs = zip(self._before, self._asked(), strict=True)
         return [Usage(0.0, after.cpu_seconds - before.cpu_seconds, after.peak_bytes) for before, after in pairs]
 
@@ -184,7 +187,7 @@ def measure(root: str, videos_per_shard: int, rounds: int) -> Iterator[tuple[str
     blocks, queries = render(root, videos_per_shard)
     num_frames = sum(int(block.branch_offsets[0][-1]) for block in blocks)
     yield "frames", num_frames
-    run_kernel(queries, blocks[:1])  # the first products of a process are slow
+    run_kernel(queries, blocks[:1])  # warm up: the first products of a process are slow
     kernels, jobs = [], []
     with connect():
         for number in range(rounds):
@@ -209,8 +212,10 @@ def measure(root: str, videos_per_shard: int, rounds: int) -> Iterator[tuple[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the size, to see that it runs")
-    parser.add_argument("--rounds", type=int, default=2, help="of kernel and job by turns; the best of each counts")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the size, as a smoke test")
+    parser.add_argument(
+        "--rounds", type=int, default=2, help="alternating rounds of kernel and job; the best of each is reported"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as root:
         figures = dict(measure(root, 113 if arguments.quick else 1130, arguments.rounds))

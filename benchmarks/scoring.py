@@ -1,6 +1,6 @@
-"""How near exact scoring comes to the matrix product alone: `python benchmarks/scoring.py [--quick]`.
+"""Compares exact and fast scoring with the matrix product alone: `python benchmarks/scoring.py [--quick]`.
 
-Clustered vectors, ragged videos, two branches, float16 frames whose conversion is in the time. The last line of
+Clustered vectors, ragged videos, two branches, float16 frames; converting them is part of the time. The last line of
 standard output is one JSON object.
 """
 
@@ -16,19 +16,19 @@ import numpy as np
 import torch
 
 from prvr_ray.retrieval import products
-from prvr_ray.retrieval.multiplying import has_bfloat16
+from prvr_ray.retrieval.matmul import has_bfloat16
 from prvr_ray.retrieval.scoring import FrameBlock, search
 
 K, DIM, WEIGHTS = 100, 384, (0.7, 0.3)
 MIN_FRAMES, MAX_FRAMES = 20, 128
 TILE_ROWS = (512, 1024, 2048)
-ROUNDS = 9  # of everything that is compared, in turn: a busy neighbour slows a whole round
+ROUNDS = 9  # alternating, so that other load on the machine slows a whole round
 
 
 def clustered_block(
     rng: np.random.Generator, num_videos: int, dim: int = DIM, frames: tuple[int, int] = (MIN_FRAMES, MAX_FRAMES)
 ) -> FrameBlock:
-    """Videos of drifting scenes around common centres: neighbours in time are near, videos of a cluster compete."""
+    """Make videos of drifting scenes around common centres, so that frames of several videos compete."""
     lengths_V = rng.integers(frames[0], frames[1] + 1, num_videos)
     offsets = np.concatenate([[0], np.cumsum(lengths_V)])
     centres = rng.standard_normal((50, dim), dtype=np.float32)
@@ -44,7 +44,7 @@ def clustered_block(
 
 
 def queries_near(rng: np.random.Generator, block: FrameBlock, num_queries: int) -> list[tuple[float, np.ndarray]]:
-    """Noisy copies of some frames."""
+    """Make queries: noisy copies of some frames."""
     picked = rng.integers(0, len(block.frames[0]), num_queries)
     rows = [np.asarray(f)[picked].astype(np.float32) for f in block.frames]
     rows = [r + rng.standard_normal(r.shape, dtype=np.float32) / np.float32(r.shape[1] ** 0.5) for r in rows]
@@ -52,7 +52,7 @@ def queries_near(rng: np.random.Generator, block: FrameBlock, num_queries: int) 
 
 
 def seconds(work: Callable[[], object], repeats: int = 3) -> float:
-    """The best of some runs."""
+    """Return the best time of several runs."""
     times = []
     for _ in range(repeats):
         begun = time.perf_counter()
@@ -62,7 +62,7 @@ def seconds(work: Callable[[], object], repeats: int = 3) -> float:
 
 
 def products_alone(block: FrameBlock, queries: list[tuple[float, np.ndarray]]) -> list[Callable[[], None]]:
-    """The float32 products and nothing else, in several layouts; float32 frames stand ready."""
+    """The float32 products alone, in several layouts, of frames already converted to float32."""
     pairs = [
         (torch.from_numpy(f).float(), torch.from_numpy(q)) for f, (_, q) in zip(block.frames, queries, strict=True)
     ]
@@ -88,7 +88,7 @@ def products_alone(block: FrameBlock, queries: list[tuple[float, np.ndarray]]) -
 
 
 def examined_share(block: FrameBlock, queries: list[tuple[float, np.ndarray]], mode: str) -> float:
-    """Share of (query, video) pairs that the routine scores."""
+    """Measure the fraction of (query, video) pairs scored with exact dot products."""
     counted, score = [0], products.FusedProducts.score
 
     def counting(self: products.FusedProducts, wanted_WQ: torch.Tensor) -> products.Pairs:
@@ -104,7 +104,7 @@ def examined_share(block: FrameBlock, queries: list[tuple[float, np.ndarray]], m
 
 
 def kernel(rng: np.random.Generator, num_videos: int, num_queries: int) -> dict[str, float]:
-    """`exact`, `fast` and the products in every layout take turns.
+    """Time `exact`, `fast` and the products in every layout, alternating.
 
     A ratio is the median of the rounds' ratios to the layout with the best median.
     """
@@ -112,7 +112,7 @@ def kernel(rng: np.random.Generator, num_videos: int, num_queries: int) -> dict[
     queries = queries_near(rng, block, num_queries)
     modes: list[Callable[[], object]] = [partial(search, queries, [block], K, mode) for mode in ("exact", "fast")]
     for work in modes:
-        work()  # from here on their memory is mapped
+        work()  # warm up: later rounds reuse this memory
     works = [*modes, *products_alone(block, queries)]
     seconds_RW = np.array([[seconds(work, repeats=1) for work in works] for _ in range(ROUNDS)])
     fastest = np.median(seconds_RW[:, 2:], axis=0).argmin() + 2
@@ -127,7 +127,7 @@ def kernel(rng: np.random.Generator, num_videos: int, num_queries: int) -> dict[
 
 
 def linearity(rng: np.random.Generator, num_videos: int, num_queries: int) -> dict[str, float]:
-    """R^2 of straight lines through times at one, two, three and four quarters."""
+    """Compute R^2 of a linear fit to the times at one, two, three and four quarters."""
     block = clustered_block(rng, num_videos)
     queries = queries_near(rng, block, num_queries)
     shares = (0.25, 0.5, 0.75, 1.0)
@@ -149,7 +149,7 @@ def linearity(rng: np.random.Generator, num_videos: int, num_queries: int) -> di
 
 
 def many_queries(rng: np.random.Generator, num_queries: int, num_videos: int) -> dict[str, float]:
-    """Time, and the most memory that this process has ever held."""
+    """Measure time and the peak memory of this process."""
     block = clustered_block(rng, num_videos, 64, (8, 8))
     queries = queries_near(rng, block, num_queries)
     taken = seconds(lambda: search(queries, [block], K), repeats=1)
@@ -159,10 +159,12 @@ def many_queries(rng: np.random.Generator, num_queries: int, num_videos: int) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the size, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the size, as a smoke test")
     small = 10 if parser.parse_args().quick else 1
     rng = np.random.default_rng(0)
-    figures = many_queries(rng, 100_000 // small, 10_000 // small)  # first: the peak is of the whole process
+    figures = many_queries(
+        rng, 100_000 // small, 10_000 // small
+    )  # first, because the peak is that of the whole process
     figures |= kernel(rng, 2_500 // small, 1_000)
     figures |= linearity(rng, 2_500 // small, 1_000)
     for name, value in figures.items():

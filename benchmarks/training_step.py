@@ -1,8 +1,8 @@
-"""Time of a training step at the paper's shape, and what it is made of.
+"""Times a training step at the paper's shape, and its parts.
 
 128 videos of 30 to 110 frames, 450 captions of 6 to 18 tokens, 1024-d inputs, hidden size 384, both branches, dropout
-on. The yardstick is the forward and backward pass of the two encoders alone. Kinds of steps take turns, so that a slow
-moment of the machine meets all of them; the median of the rounds counts.
+on. The reference is the forward and backward pass of the two encoders alone. Kinds of steps alternate, so that other
+load on the machine affects all of them; the median of the rounds is reported.
 
     python benchmarks/training_step.py [--rounds 7] [--device cpu]
 """
@@ -19,11 +19,11 @@ import numpy as np
 import torch
 
 from prvr_ray.config import StudentSettings, TrainSettings
-from prvr_ray.student.batching import Batch, BatchReader, epoch_batches, normalize, prefetch
+from prvr_ray.student.batching import Batch, BatchReader, draw_batches, normalize, prefetch
 from prvr_ray.student.cache import FeatureCache, QueryRows, VideoRows, read_cache, write_cache
 from prvr_ray.student.exchange import Exchange
 from prvr_ray.student.objective import EpochWeights
-from prvr_ray.student.training import Stopwatch, new_state, train_step
+from prvr_ray.student.training import Stopwatch, create_state, train_step
 
 BATCHES, VIDEOS, CAPTIONS, INPUT_DIM, TEACHER_DIM = 4, 128, 450, 1024, 512
 FULL = TrainSettings()
@@ -32,7 +32,7 @@ BF16 = TrainSettings(precision="bf16")
 
 
 def make_features(folder: Path) -> FeatureCache:
-    """A cache of random features; each run of 128 videos has 450 captions."""
+    """Write a cache of random features; each batch of 128 videos has 450 captions."""
     rng = np.random.default_rng(0)
     videos, queries = [], []
     for v in range(BATCHES * VIDEOS):
@@ -47,20 +47,20 @@ def make_features(folder: Path) -> FeatureCache:
 
 
 class Steps:
-    """One student and its steps on the cache, by settings."""
+    """A student with given settings, and its steps on the cache."""
 
     def __init__(self, cache: FeatureCache, settings: TrainSettings, device: str) -> None:
         self.settings, self.device = settings, device
         self.reader = BatchReader(cache, device=device)
-        self.state = new_state(cache, StudentSettings(), settings, BATCHES, device)
+        self.state = create_state(cache, StudentSettings(), settings, BATCHES, device)
         self.weights = EpochWeights.of(settings, 0)
 
     def step(self, batch: Batch) -> None:
-        """All of a step: encode, score, losses, backward, update."""
+        """Run a whole step: encode, score, losses, backward, update."""
         train_step(self.state, batch, self.settings, self.weights, Exchange())
 
     def encode(self, batch: Batch) -> None:
-        """Forward and backward of the two encoders alone."""
+        """Run the forward and backward pass of the two encoders alone."""
         model = self.state.model
         with torch.autocast(self.device, torch.bfloat16, enabled=self.settings.precision == "bf16"):
             frames = model.encode_frame_rows(batch.frames_RD, batch.frame_layout)
@@ -70,16 +70,16 @@ class Steps:
         model.zero_grad()
 
     def data_wait_share(self) -> float:
-        """Share of an epoch's time that is spent waiting for batches."""
+        """Measure the fraction of an epoch spent waiting for batches."""
         watch = Stopwatch()
         videos = np.arange(len(self.reader.cache.video_ids))
-        for batch in watch.waits(prefetch(self.reader.load, epoch_batches(videos, VIDEOS, seed=0, epoch=0))):
+        for batch in watch.waits(prefetch(self.reader.load, draw_batches(videos, VIDEOS, seed=0, epoch=0))):
             self.step(self.reader.place(batch))
         return watch.metrics()["speed/data_wait_share"]
 
 
 def timed(work: Callable[[], None], device: str) -> float:
-    """Seconds that the work takes, the device's queue included."""
+    """Time the work in seconds, including the device's queue."""
     begun = time.perf_counter()
     work()
     if device != "cpu":
@@ -88,7 +88,7 @@ def timed(work: Callable[[], None], device: str) -> float:
 
 
 def measure(cache: FeatureCache, rounds: int, device: str) -> dict[str, float]:
-    """Median seconds of each kind of step, and their ratios."""
+    """Measure the median seconds of each kind of step, and their ratios."""
     full, plain, bf16 = (Steps(cache, settings, device) for settings in (FULL, PLAIN, BF16))
     batch = full.reader.read(np.arange(VIDEOS))
     kinds = {
@@ -111,7 +111,7 @@ def measure(cache: FeatureCache, rounds: int, device: str) -> dict[str, float]:
 def main() -> None:
     """Print the figures, then the same as one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7, help="timed rounds after one to warm up")
+    parser.add_argument("--rounds", type=int, default=7, help="timed rounds, after one warm-up round")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

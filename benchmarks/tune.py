@@ -1,12 +1,12 @@
-"""What a search saves against random search, and what Ray Tune adds to each trial.
+"""Measures what ASHA with TPE saves over random search, and what Ray Tune adds to each trial.
 
 Search: on the learning curves of `benchmarks/learning_curves.py`, random search trains every trial to its end; then
-ASHA with TPE searches the same space with as many trials, and the epochs of all its trials are counted up to the end of
-the first trial that is at least as good as random search's best. Figures without noise are compared, which neither
-search sees. Both begin with the base configuration. 1 of 27 epochs before a trial can be stopped is about the default's
-share, 5 of 120.
+ASHA with TPE searches the same space with as many trials, and the epochs of all its trials are summed up to the end of
+the first trial that is at least as good as random search's best. Trials are compared by their SumR without noise, which
+neither search sees. Both begin with the base configuration. Trials can be stopped after 1 of 27 epochs, about the same
+fraction as the default, 5 of 120.
 
-Overhead: trials that wait for a known time, on two CPUs at once. What the study took beyond that, for each trial.
+Overhead: trials sleep for a known time, two at a time; the rest of the study's time is divided by the number of trials.
 
     python benchmarks/tune.py [--seeds 5]
 """
@@ -25,9 +25,10 @@ from learning_curves import SPACE, LearningCurve, final_sumr
 from prvr_ray.config import Config, resolve
 from prvr_ray.stages.resources import Worker
 from prvr_ray.stages.session import connect
-from prvr_ray.stages.study import Runner, search
-from prvr_ray.stages.trials import Report
+from prvr_ray.stages.trial_runner import Report, Runner
+from prvr_ray.stages.tune import search
 from prvr_ray.storage import open_store
+from prvr_ray.tuning.study import Study
 
 TRIALS, EPOCHS = 32, 27
 SLOTS = 2  # CPUs, and trials at a time
@@ -37,7 +38,7 @@ ONE_CPU = Worker("trial", 1.0)
 
 @dataclass(frozen=True)
 class Logged:
-    """The objective, which also writes a line for every epoch, and for every end with what it came to."""
+    """The objective; it also logs each epoch, and the final SumR of each finished trial."""
 
     log: str
 
@@ -57,14 +58,14 @@ class Logged:
 
 @dataclass(frozen=True)
 class Searched:
-    """A search: its epochs in all, and after how many of them each finished trial came to what."""
+    """The result of a search: its total epochs, and for each finished trial the epochs so far and the SumR."""
 
     num_epochs: int
     found: list[tuple[int, float]]
 
     @classmethod
     def read(cls, log: Path) -> "Searched":
-        """From what `Logged` wrote."""
+        """Read the log that `Logged` wrote."""
         num_epochs, found = 0, []
         for kind, *final in map(str.split, log.read_text().splitlines()):
             num_epochs += kind == "epoch"
@@ -73,11 +74,11 @@ class Searched:
 
     @property
     def best(self) -> float:
-        """The best figure of its finished trials."""
+        """The best SumR of its finished trials."""
         return max(figure for _, figure in self.found)
 
     def epochs_to(self, figure: float) -> int | None:
-        """Epochs of all trials until one finished with at least this figure; None if none did."""
+        """Count the epochs of all trials until one finished with at least this SumR; None if none did."""
         return next((epochs for epochs, reached in self.found if reached >= figure), None)
 
 
@@ -86,12 +87,12 @@ def searched(folder: Path, seed: int, sampler: str, scheduler: str) -> Searched:
     log, settings = folder / f"{sampler}-{seed}.log", {"num_trials": TRIALS, "grace_epochs": 1, "space": SPACE}
     tune = {**settings, "sampler": sampler, "scheduler": scheduler, "seed": seed}
     base = resolve({"train": {"num_epochs": EPOCHS}, "tune": tune})
-    search(open_store(folder / f"{sampler}-{seed}"), Runner(base, Logged(str(log)), ONE_CPU, SLOTS))
+    search(Study.plan(open_store(folder / f"{sampler}-{seed}"), base), Runner(base, Logged(str(log)), ONE_CPU, SLOTS))
     return Searched.read(log)
 
 
 def compare(folder: Path, seeds: range) -> dict[str, float | None]:
-    """Epochs of ASHA with TPE up to random search's best, over those of random search."""
+    """Compare the epochs that ASHA with TPE needs to match random search's best with those of random search."""
     shares: list[float] = []
     figures: dict[str, float | None] = {}
     spent, until_best = 0, 0
@@ -113,17 +114,17 @@ def compare(folder: Path, seeds: range) -> dict[str, float | None]:
         "seeds_that_reached_random_best": sum(share < float("inf") for share in shares),
         "median_share_of_epochs": statistics.median(shares) if reached_all else None,
         "largest_share_of_epochs": max(shares) if reached_all else None,
-        # Stricter: random search is given the oracle that tells it to stop at its best trial.
+        # Stricter: assume that random search could stop at its best trial.
         "share_of_epochs_to_random_best": spent / until_best if reached_all else None,
     }
 
 
 def overhead(folder: Path) -> dict[str, float]:
-    """Seconds that each trial costs beyond its own, workers' start included."""
+    """Measure the overhead per trial in seconds, including the start of workers."""
     tune = {"num_trials": OVERHEAD_TRIALS, "scheduler": "none", "space": SPACE}
     base = resolve({"train": {"num_epochs": OVERHEAD_EPOCHS}, "tune": tune})
     begun = time.monotonic()
-    search(open_store(folder / "overhead"), Runner(base, LearningCurve(EPOCH_S), ONE_CPU, SLOTS))
+    search(Study.plan(open_store(folder / "overhead"), base), Runner(base, LearningCurve(EPOCH_S), ONE_CPU, SLOTS))
     seconds = (time.monotonic() - begun) * SLOTS / OVERHEAD_TRIALS
     return {"overhead_s_per_trial": seconds - OVERHEAD_EPOCHS * EPOCH_S}
 
@@ -131,7 +132,7 @@ def overhead(folder: Path) -> dict[str, float]:
 def main() -> None:
     """Print the figures, then the same as one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5, help="searches of each kind")
+    parser.add_argument("--seeds", type=int, default=5, help="number of searches of each kind")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, connect():
         figures = overhead(Path(folder)) | compare(Path(folder), range(arguments.seeds))

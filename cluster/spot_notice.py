@@ -1,10 +1,10 @@
-"""Tells Ray that the cloud is about to take this spot node: training then checkpoints, and nothing new starts here.
+"""Tells Ray that the cloud is about to take this spot node: training then checkpoints, and no new work starts here.
 
     python cluster/spot_notice.py aws | gcp | kubernetes [OPTIONS of `ray drain-node`]
 
 Runs on every worker node beside Ray (aws.yaml and gcp.yaml start it) and asks the machine's metadata service every few
-seconds. AWS tells two minutes ahead, Google Cloud thirty seconds. On Kubernetes it is the pods' preStop hook: there the
-notice is that the pod is to end, and the pod stays until the hook returns.
+seconds. AWS gives two minutes' notice, Google Cloud thirty seconds. On Kubernetes the script is the pods' preStop hook:
+the call itself is the notice, and the pod lives until the hook returns.
 """
 
 import http.client
@@ -16,13 +16,13 @@ import urllib.error
 import urllib.request
 
 METADATA = os.environ.get("METADATA_URL", "http://169.254.169.254")
-AHEAD_S = {"aws": 120, "gcp": 30, "kubernetes": 15}  # GKE gives a pod on a spot node no more
+AHEAD_S = {"aws": 120, "gcp": 30, "kubernetes": 15}  # the most that GKE gives a pod on a spot node
 POLL_S = 2.0
 ANSWER_S = 2.0
 
 
 def main(cloud: str, options: list[str]) -> int:
-    """Wait for the notice, pass it on once, and end."""
+    """Wait for the notice, pass it on to Ray once, and return the exit code."""
     while cloud != "kubernetes" and not is_told(cloud):
         time.sleep(POLL_S)
     end = time.monotonic() + AHEAD_S[cloud]
@@ -34,7 +34,7 @@ def main(cloud: str, options: list[str]) -> int:
 
 
 def is_told(cloud: str) -> bool:
-    """Whether the notice stands. A metadata service that does not answer is asked again."""
+    """Whether the cloud has given notice; False if the metadata service does not answer, so that it is asked again."""
     try:
         return _is_told_by_aws() if cloud == "aws" else _is_told_by_gcp()
     except (OSError, http.client.HTTPException):

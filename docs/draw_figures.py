@@ -1,7 +1,7 @@
 """Draws the figures of the documentation: `python docs/draw_figures.py` writes docs/figures/*.svg.
 
-Pictures follow the reader's colour scheme: colours here are stand-ins for the CSS variables of a small style sheet.
-The curves in the method's figure are no sketches: the schedules come from `prvr_ray.student.schedules`.
+The figures follow the reader's colour scheme: colours here are stand-ins for the CSS variables of a small style sheet.
+The schedules in the figure of the method are computed by `prvr_ray.student.schedules`; its frame scores are a sketch.
 """
 
 import io
@@ -29,7 +29,7 @@ STAND_INS = {name: f"#0f{index:02x}f0" for index, name in enumerate(COLORS)}
 
 
 def canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure whose axes count in inches, without frame."""
+    """Create a figure with frameless axes in inches."""
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(0, height))
@@ -38,7 +38,7 @@ def canvas(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def box(axes: Axes, x: float, y: float, width: float, height: float, text: str, color: str = "ink") -> None:
-    """A rounded box with its lower left corner at (x, y); the first line of its text is bold."""
+    """Draw a rounded box with its lower left corner at (x, y); the first line of its text is bold."""
     style = "round,pad=0,rounding_size=0.08"
     axes.add_patch(
         FancyBboxPatch((x, y), width, height, style, fc=STAND_INS["box"], ec=STAND_INS[color], linewidth=1.3)
@@ -53,7 +53,7 @@ def box(axes: Axes, x: float, y: float, width: float, height: float, text: str, 
 def arrow(
     axes: Axes, start: tuple[float, float], end: tuple[float, float], text: str = "", color: str = "soft"
 ) -> None:
-    """An arrow with a note above its middle."""
+    """Draw an arrow with a note above its middle."""
     look = {"arrowstyle": "-|>", "color": STAND_INS[color], "linewidth": 1.3, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", end, start, arrowprops=look)
     middle = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 0.1
@@ -61,7 +61,7 @@ def arrow(
 
 
 def curve(figure: Figure, place: tuple[float, float, float, float], title: str) -> Axes:
-    """Small axes at (x, y, width, height) in inches."""
+    """Add small axes at (x, y, width, height) in inches."""
     width, height = figure.get_size_inches()
     x, y, wide, high = place
     axes = figure.add_axes((x / width, y / height, wide / width, high / height))
@@ -74,7 +74,7 @@ def curve(figure: Figure, place: tuple[float, float, float, float], title: str) 
 
 
 def frame_curves(axes: Axes) -> None:
-    """What the frame distillation compares: one query's similarity to every frame of its video."""
+    """Sketch what frame distillation compares: one query's similarity to every frame of its video."""
     frames = np.arange(24)
     rng = np.random.default_rng(3)
     teacher = 0.2 + 0.12 * np.exp(-(((frames - 14) / 3.0) ** 2)) + rng.normal(0, 0.015, len(frames))
@@ -86,7 +86,7 @@ def frame_curves(axes: Axes) -> None:
 
 
 def schedules(axes: Axes, num_epochs: int = 120) -> None:
-    """The default decays over the epochs."""
+    """Plot the default decays over the epochs."""
     epochs = range(num_epochs)
     looks = {
         "distillation weight": ("-", [distillation_weight("exp", e, num_epochs) for e in epochs]),
@@ -101,12 +101,12 @@ def schedules(axes: Axes, num_epochs: int = 120) -> None:
 
 
 def line(axes: Axes, points: list[tuple[float, float]], color: str = "soft") -> None:
-    """A line through points; an arrow may go on from its end."""
+    """Draw a line through points; an arrow may continue from its end."""
     axes.plot(*zip(*points, strict=True), color=STAND_INS[color], linewidth=1.3, solid_capstyle="round")
 
 
 def method() -> Figure:
-    """The method on one page: a frozen teacher, two branches, the losses, and the score at search."""
+    """Draw the method: a frozen teacher, two branches, the losses, and the score at search."""
     figure, axes = canvas(9.6, 4.75)
     box(axes, 0.15, 3.0, 1.4, 0.9, "Caption\n“a person opens\na fridge”")
     box(axes, 0.15, 1.6, 1.4, 0.9, "Untrimmed video\nframes f = 1 … F")
@@ -127,7 +127,7 @@ def method() -> Figure:
     arrow(axes, (4.2, 1.45), (4.8, 1.75), color="exploration")
     arrow(axes, (4.2, 1.0), (4.8, 1.0), color="exploration")
     arrow(axes, (4.2, 2.4), (4.8, 1.15), color="inheritance")
-    schedules(curve(figure, (7.35, 2.95, 2.05, 1.3), "dynamic: what decays over training"))
+    schedules(curve(figure, (7.35, 2.95, 2.05, 1.3), "dynamic: decays over training"))
     box(
         axes,
         7.15,
@@ -145,7 +145,7 @@ def method() -> Figure:
 
 
 def architecture() -> Figure:
-    """The stages, what each writes below ROOT, and what runs it."""
+    """Draw the stages, the Ray library that runs each, and what each writes below ROOT."""
     figure, axes = canvas(9.6, 3.2)
     stages = [
         ("ingest", "decode on CPUs,\nencode on GPUs", "Ray Data", "features/"),
@@ -168,15 +168,13 @@ def architecture() -> Figure:
     arrow(axes, (0.75, 0.98), (1.2, 1.7))
     style = "round,pad=0,rounding_size=0.08"
     axes.add_patch(FancyBboxPatch((0.1, 0.5), 9.4, 0.55, style, fc="none", ec=STAND_INS["soft"], linestyle="--"))
-    note = (
-        "ROOT: a folder or s3://bucket/prefix. Shards are put whole and never rewritten; what stands is not done again."
-    )
+    note = "ROOT: a folder or s3://bucket/prefix. Shards are written whole, once; finished work is not repeated."
     axes.text(4.8, 0.25, note, ha="center", va="center", size=8, color=STAND_INS["soft"])
     return figure
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write an SVG that is light or dark as its reader's system is."""
+    """Write an SVG that follows the light or dark mode of the reader's system."""
     sink = io.StringIO()
     figure.savefig(sink, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = sink.getvalue()

@@ -1,12 +1,11 @@
-"""Recall of a run on a split, as a job of a Ray cluster.
+"""Evaluates a run on a split, as a job of a Ray cluster.
 
     ray job submit --address http://HEAD:8265 --working-dir . -- \
         python jobs/evaluate.py --root s3://BUCKET/ROOT --run base --split test
 
 Reads ROOT/features/default, ROOT/queries and the best checkpoint of ROOT/runs/RUN.
-Writes its table to standard output.
-With --json, the last line is one line of JSON.
-Options are those of `prvr evaluate`; `--config cluster/settings.yaml` gives it the cluster's resources.
+Prints a table; with --json, the last line is JSON.
+Options are those of `prvr evaluate`; `--config cluster/settings.yaml` sets the resources of its workers on the cluster.
 """
 
 import sys

@@ -1,12 +1,12 @@
-"""A search for better settings of the training, as a job of a Ray cluster.
+"""Searches for better training settings, as a job of a Ray cluster.
 
     ray job submit --address http://HEAD:8265 --working-dir . -- \
         python jobs/tune.py --root s3://BUCKET/ROOT --study first
 
 Reads ROOT/features/default and the splits of ROOT/videos and ROOT/queries.
-Writes ROOT/tune/STUDY: one folder a trial, and best.yaml.
-The same command goes on without repeating finished trials.
-Options are those of `prvr tune`; `--config cluster/settings.yaml` gives it the cluster's resources.
+Writes ROOT/tune/STUDY: one folder per trial, and best.yaml.
+The same command resumes without repeating finished trials.
+Options are those of `prvr tune`; `--config cluster/settings.yaml` sets the resources of its workers on the cluster.
 """
 
 import sys

@@ -16,7 +16,7 @@ True
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prvr_ray.api import load_run, open_root, search
+    from prvr_ray.notebook import load_run, open_root, search
 
 __all__ = ["load_run", "open_root", "search"]
 
@@ -25,6 +25,6 @@ def __getattr__(name: str) -> Any:
     """Load the API when one of its names is first used: importing the package stays light."""
     if name not in __all__:
         raise AttributeError(f"module 'prvr_ray' has no attribute {name!r}; it has {', '.join(__all__)}")
-    from prvr_ray import api
+    from prvr_ray import notebook
 
-    return getattr(api, name)
+    return getattr(notebook, name)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ports import free_port
+from support.ports import free_port
 
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -59,7 +59,7 @@ def s3_root(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """A URI, s3://BUCKET/collection, in a fresh bucket of the test server; AWS variables point there."""
     import boto3
 
-    from prvr_ray import storage
+    from prvr_ray.storage import s3
 
     for name, value in {
         "AWS_ENDPOINT_URL": s3_endpoint,
@@ -69,8 +69,7 @@ def s3_root(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
         "AWS_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
-    storage._s3_client.cache_clear()
-    storage._s3_filesystem.cache_clear()
+    s3._s3_client.cache_clear()
     bucket = f"test-{uuid.uuid4().hex[:12]}"
     boto3.client("s3").create_bucket(Bucket=bucket)
     return f"s3://{bucket}/collection"
@@ -79,7 +78,7 @@ def s3_root(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture
 def refusing_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A URI, s3://BUCKET/collection, of a server that refuses whatever is asked; AWS variables point there."""
-    from prvr_ray import storage
+    from prvr_ray.storage import s3
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Refuse) as server:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
@@ -87,10 +86,10 @@ def refusing_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.setenv(name, "testing")
         monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        storage._s3_client.cache_clear()
+        s3._s3_client.cache_clear()
         yield "s3://forbidden/collection"
         server.shutdown()
-    storage._s3_client.cache_clear()
+    s3._s3_client.cache_clear()
 
 
 class _Refuse(http.server.BaseHTTPRequestHandler):

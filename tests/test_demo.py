@@ -4,10 +4,13 @@ import json
 import os
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
-from prvr_ray.config import Config, resolve
+from prvr_ray.collection import open_collection
+from prvr_ray.config import Config, ScoreSettings, resolve
 from prvr_ray.stages.demo import demo
+from prvr_ray.stages.score import score
 
 SMALL = {
     "demo": {"num_videos": {"train": 8, "val": 4, "test": 5}, "num_stills": 64, "teacher_steps": 4, "tune_epochs": 1},
@@ -52,6 +55,24 @@ def test_a_second_demo_finds_all_stages_done_and_says_the_same(made):
     assert again["evaluate"]["rows"] == first["rows"]
     assert Path(again["report"]["output"]) == root / "reports/demo/index.html"
     assert "<html" in (root / "reports/demo/index.html").read_text()
+    assert len(again["ask_teacher"]["answers"]) == 3
+    share = first_among_test_videos(root)
+    assert 100 * share == pytest.approx(first["rows"]["teacher"]["r1"], abs=1e-6)
+
+
+def first_among_test_videos(root: Path) -> float:
+    """Share of the test queries whose video the teacher's index puts first among the test videos."""
+    settings = ScoreSettings(top_k=1000, num_moments=0)
+    output = score(settings, root=str(root), index="teacher", queries="test", output="teacher")["output"]
+    collection = open_collection(str(root))
+    videos, queries = collection.videos().to_pylist(), collection.queries("test").to_pylist()
+    in_test = {video["video_id"] for video in videos if video["split"] == "test"}
+    first: dict[str, str] = {}
+    for path in sorted(Path(output).glob("part-*.parquet")):
+        for row in pq.read_table(path).to_pylist():
+            if row["video_id"] in in_test:
+                first.setdefault(row["query_id"], row["video_id"])
+    return sum(first[query["query_id"]] in query["video_ids"] for query in queries) / len(queries)
 
 
 def test_a_root_of_another_demo_is_refused(tmp_path):

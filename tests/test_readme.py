@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pages import HOME, blocks, shell_lines
+from support.pages import HOME, blocks, shell_lines
 
-from prvr_ray.cli import build_parser
+from prvr_ray.cli.main import build_parser
 
 PAGES = sorted(
     page for pattern in ("*.md", "docs/*.md", "cluster/**/*.md", "benchmarks/*.md") for page in HOME.glob(pattern)
@@ -63,6 +63,20 @@ def test_every_link_leads_somewhere(page):
 def test_every_python_block_compiles(page):
     for block in blocks(page.read_text(encoding="utf-8"), "python"):
         compile(block, str(page), "exec")
+
+
+def test_every_file_of_the_readmes_tree_exists():
+    """Below prvr_ray/: a package at two spaces, its files at four, files of prvr_ray itself at two."""
+    tree = (HOME / "README.md").read_text("utf-8").partition("\nprvr_ray/\n")[2].partition("\njobs/")[0]
+    top = package = HOME / "prvr_ray"
+    found = []
+    for line in tree.splitlines():
+        if re.match(r"  \w", line):
+            folder = re.match(r"  (\w+)/ ", line)
+            package = top / folder[1] if folder else top
+        found += [package / name for name in re.findall(r"\b\w+\.py\b", line)]
+    assert len(found) > 80
+    assert [str(path.relative_to(HOME)) for path in found if not path.is_file()] == []
 
 
 def test_the_figures_are_what_the_script_draws(tmp_path):

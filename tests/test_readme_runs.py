@@ -22,7 +22,7 @@ from string import Template
 
 import pytest
 import yaml
-from pages import HOME, blocks, words_of
+from support.pages import HOME, blocks, words_of
 
 PAGES = (HOME / "README.md", HOME / "docs/guide.md")
 ENCODER = "ViT-B-32:laion2b_s34b_b79k"
@@ -36,11 +36,11 @@ ELSEWHERE = {  # how a command begins -> what runs it
     "source ": ".ci/run, which calls what it would put on the path",
     "pip install": "make setup",
     "apt-get install": ".ci/run",
-    "eval ": "tests/test_cli.py: completion",
-    "prvr --help": "tests/test_cli.py: help",
-    "prvr COMMAND --help": "tests/test_cli.py: help of every command",
-    "prvr import --help": "tests/test_cli.py: help of every command",
-    "prvr submit": "tests/stages/test_jobs.py, on a head with its dashboard",
+    "eval ": "tests/cli/test_main.py: completion",
+    "prvr --help": "tests/cli/test_main.py: help",
+    "prvr COMMAND --help": "tests/cli/test_main.py: help of every command",
+    "prvr import --help": "tests/cli/test_main.py: help of every command",
+    "prvr submit": "tests/stages/test_submit.py, on a head with its dashboard",
     "python benchmarks/": "who measures: benchmarks/README.md",
 }
 
@@ -127,15 +127,16 @@ def run_steps(steps: list[Step]) -> None:
 def desk(s3_root, tmp_path) -> Path:
     """The folder in which a reader types: videos and captions there and in the bucket, released features, a teacher."""
     import boto3
-    import released_layout
-    from small_clip import write_small_clip
+    from support import released_layout
+    from support.small_clip import write_small_clip
 
-    from prvr_ray.corpus.synthetic import plan_world, queries_of, render
+    from prvr_ray.demo.world import plan_world, queries_of, render
 
     scripts = plan_world(2, {"train": 15})
     # Of these names, the hash that deals out splits gives 9 to train, 2 to val and 4 to test.
     scripts = [replace(script, video_id=f"kitchen/{n:02d}.mp4") for n, script in enumerate(scripts)]
     videos = [render(script, str(tmp_path / "my-videos")) for script in scripts]
+    render(replace(scripts[0], video_id="garden.mp4"), str(tmp_path / "more-videos"))
     moments = [{**query["moments"][0], "text": query["text"]} for query in queries_of(scripts)]
     guide = PAGES[1].read_text(encoding="utf-8")
     columns = blocks(guide, "csv")[0].splitlines()[0].split(",")
@@ -168,6 +169,7 @@ def test_every_command_runs_in_the_order_of_the_pages(desk):
     ran = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0, f"after {ran[-1]['step'] if ran else 'nothing'}: {done.stderr[-3000:]}"
     assert [item["step"] for item in ran] == [[kind, *arguments] for kind, arguments in steps]
+    assert "core_worker.cc" not in done.stderr  # Ray's own log is not for readers
     assert all(item["printed"].strip() for item in ran if item["step"][0] == "prvr")
     [found] = [item["printed"] for item in ran if "import prvr_ray" in item["step"][1]]
     assert found.startswith("kitchen/")

@@ -1,4 +1,4 @@
-"""An encoder at work: frames and texts in, vectors out.
+"""Encodes frames and texts as vectors.
 
 Shapes: F frames, N texts, T tokens, D vector dimensions, H and W pixels.
 """
@@ -7,25 +7,24 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
-import open_clip
 import torch
-from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
-from .spec import EncoderFiles, EncoderSpec, build_model, encoder_spec, resolve_encoder, text_tower
+from .spec import EncoderFiles, EncoderSpec, build_model, describe_model, get_text_tower, resolve_encoder
+from .tokenizer import count_tokens, make_tokenizer
 
 Out = TypeVar("Out")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Encoder:
-    """One open_clip model on one device. `spec` describes its vectors, `logit_scale` is the factor of its cosines."""
+    """One open_clip model on one device. `spec` describes its vectors, `logit_scale` multiplies its cosines."""
 
     def __init__(self, files: EncoderFiles, device: torch.device, dtype: torch.dtype, micro_batch: int):
         model = build_model(files)
-        self.spec: EncoderSpec = encoder_spec(files, model)
+        self.spec: EncoderSpec = describe_model(files, model)
         self.logit_scale = float(model.logit_scale.detach().exp())
         self._model = model.to(device, dtype)
-        self._tokenizer = _tokenizer(files)
+        self._tokenizer = make_tokenizer(files.name, files.registry_name, files.config)
         self._device, self._dtype = device, dtype
         self._micro_batch = micro_batch
         self._mean, self._std = (
@@ -33,13 +32,13 @@ class Encoder:
         )
 
     def encode_frames(self, frames_F3HW: np.ndarray | torch.Tensor) -> np.ndarray:
-        """Encode frames that already have the encoder's image size.
+        """Encode frames that have been resized to the encoder's image size.
 
         Args:
-            frames_F3HW: uint8 RGB, resized and cropped as `spec` says. May be empty.
+            frames_F3HW: uint8 RGB, resized and cropped according to `spec`. May be empty.
 
         Returns:
-            (F, D) float32, raw: not normalised to unit length.
+            (F, D) float32, not normalised.
         """
         frames_F3HW = torch.as_tensor(frames_F3HW)
         if frames_F3HW.dtype != torch.uint8 or frames_F3HW.shape[1:] != (3, *self.spec.image_size):
@@ -51,18 +50,18 @@ class Encoder:
         return torch.cat(vectors).numpy() if vectors else np.zeros((0, self.spec.embed_dim), np.float32)
 
     def encode_text(self, texts: Sequence[str]) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Encode texts into one pooled vector and the states of their tokens.
+        """Encode each text as one pooled vector and the states of its tokens.
 
         Returns:
-            (N, D) float32 pooled vectors, raw; and per text the (T, token_dim) float32 output of the text transformer
-            after its final LayerNorm, for the tokens from the first to the end-of-text token.
+            (N, D) float32 pooled vectors, not normalised; and per text (T, token_dim) float32 token states: the output
+            of the text transformer after its final LayerNorm, up to and including the end-of-text token.
         """
         if not texts:
             return np.zeros((0, self.spec.embed_dim), np.float32), []
         tokens_NT = self._tokenizer(list(texts))
         batches = self._in_micro_batches(self._text_vectors, tokens_NT)
         states_NTD = torch.cat([states for _, states in batches]).numpy()
-        lengths = _num_tokens(self._tokenizer, tokens_NT).tolist()
+        lengths = count_tokens(self._tokenizer, tokens_NT).tolist()
         states = [states_TD[:length].copy() for states_TD, length in zip(states_NTD, lengths, strict=True)]
         return torch.cat([pooled for pooled, _ in batches]).numpy(), states
 
@@ -71,22 +70,22 @@ class Encoder:
         return self._model.encode_image(pixels.to(self._dtype), normalize=False).float().cpu()
 
     def _text_vectors(self, tokens_NT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pooled vectors and token states of one forward pass: a hook reads the states on their way to the pooling."""
-        text = text_tower(self._model)
+        """Run one forward pass; a hook records the token states before they are pooled."""
+        text = get_text_tower(self._model)
         outputs: list[Any] = []
         hook = text.transformer.register_forward_hook(lambda module, args, output: outputs.append(output))
         try:
             pooled_ND = self._model.encode_text(tokens_NT.to(self._device), normalize=False)
         finally:
             hook.remove()
-        states_NTD = getattr(outputs[0], "last_hidden_state", outputs[0])  # the former for towers of `transformers`
+        states_NTD = getattr(outputs[0], "last_hidden_state", outputs[0])  # towers from `transformers` return an object
         if hasattr(text, "ln_final"):
             states_NTD = text.ln_final(states_NTD)
         return pooled_ND.float().cpu(), states_NTD.float().cpu()
 
     @torch.inference_mode()
     def _in_micro_batches(self, encode: Callable[[torch.Tensor], Out], items: torch.Tensor) -> list[Out]:
-        """Encode slices of `micro_batch` items; when the GPU has no room for one, all later ones are half as large."""
+        """Encode slices of `micro_batch` items; halve `micro_batch` whenever the GPU runs out of memory."""
         outputs: list[Out] = []
         start = 0
         while start < len(items):
@@ -102,41 +101,16 @@ class Encoder:
 
 
 def load_encoder(name: str, device: str | None = None, precision: str | None = None, micro_batch: int = 64) -> Encoder:
-    """Load an encoder by name; see describe_encoder for the names and their errors.
+    """Load an encoder by name; see `describe_encoder` for names and errors.
 
     Args:
         name: MODEL:PRETRAINED.
-        device: a torch device; default the GPU where there is one, else the CPU.
-        precision: fp32, bf16 or fp16; default bf16 on a GPU, fp32 on a CPU.
-        micro_batch: frames or texts of one forward pass.
+        device: a torch device; default: the GPU if there is one, else the CPU.
+        precision: fp32, bf16 or fp16; default: bf16 on a GPU, fp32 on a CPU.
+        micro_batch: frames or texts per forward pass.
     """
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     precision = precision or ("bf16" if target.type == "cuda" else "fp32")
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r}; use one of {', '.join(PRECISIONS)}")
     return Encoder(resolve_encoder(name), target, PRECISIONS[precision], micro_batch)
-
-
-def _tokenizer(files: EncoderFiles) -> SimpleTokenizer | HFTokenizer:
-    if files.registry_name:
-        return open_clip.get_tokenizer(files.registry_name)
-    text_config = files.config["text_cfg"]
-    context_length = text_config.get("context_length", 77)
-    options = text_config.get("tokenizer_kwargs") or {}
-    if text_config.get("hf_tokenizer_name"):
-        return HFTokenizer(
-            text_config["hf_tokenizer_name"],
-            context_length=context_length,
-            tokenizer_mode=text_config.get("tokenizer_mode"),
-            **options,
-        )
-    return SimpleTokenizer(context_length=context_length, **options)
-
-
-def _num_tokens(tokenizer: SimpleTokenizer | HFTokenizer, tokens_NT: torch.Tensor) -> torch.Tensor:
-    """Tokens of each text up to and including its end-of-text token."""
-    if isinstance(tokenizer, SimpleTokenizer):
-        return tokens_NT.argmax(1) + 1  # the end-of-text token has the highest id; 0 is padding, but also "!"
-    inner = tokenizer.tokenizer
-    padded_with_end = inner.pad_token_id == inner.eos_token_id  # then the first padding token is the text's end
-    return ((tokens_NT != inner.pad_token_id).sum(1) + int(padded_with_end)).clamp(max=tokens_NT.shape[1])

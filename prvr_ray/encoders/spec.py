@@ -1,6 +1,6 @@
-"""Names of encoders: from `MODEL:PRETRAINED` to an open_clip configuration, a weights file and a checked description.
+"""Resolves an encoder's name, `MODEL:PRETRAINED`, to an open_clip config, a weights file and a checked description.
 
-This module reads configurations and checks weights; encoder.py runs the towers.
+This module reads configs and checks weights; encoder.py runs the towers.
 """
 
 import difflib
@@ -18,12 +18,19 @@ import torch
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
-Model = Any  # an open_clip model: CLIP, CustomTextCLIP and CoCa share methods, but no type that names them
+from .checkpoint import load_weights, read_state, shorten
+from .files import fetch_local_copy
+from .tokenizer import make_tokenizer
+
+Model = Any  # an open_clip model: CLIP, CustomTextCLIP and CoCa share methods but no base type
 
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """What decides an encoder's vectors: two equal specs give the same vectors for the same frames and texts."""
+    """Everything that determines an encoder's vectors: two specs that differ only in `name` give the same vectors.
+
+    `name` records where the files were when the spec was written; `find_encoder` uses it as a hint.
+    """
 
     name: str
     weights_sha256: str
@@ -36,11 +43,14 @@ class EncoderSpec:
     embed_dim: int  # of frame vectors and pooled text vectors
     token_dim: int  # of per-token text states
     context_length: int  # in tokens; longer texts are cut
+    logit_scale: float | None  # multiplies cosines before a softmax, as trained; None: not in the weights file
+    causal_text: bool  # a token's state depends only on the words up to it
+    config_sha256: str  # of the model config: the same weights in another architecture give other vectors
 
 
 @dataclass(frozen=True)
 class EncoderFiles:
-    """An encoder's name resolved to a model config and a weights file that is not read yet."""
+    """An encoder's name resolved to a model config and a weights file, which has not been read yet."""
 
     name: str
     registry_name: str  # open_clip's name of the model; empty for a local model config
@@ -50,28 +60,29 @@ class EncoderFiles:
 
 
 def describe_encoder(name: str) -> EncoderSpec:
-    """Check an encoder's name, config and checkpoint, and say what it takes and gives, without holding its weights.
+    """Check an encoder's name, config and checkpoint, and describe its inputs and vectors without loading its weights.
 
     Args:
         name: `MODEL:TAG` of open_clip's registry (its weights are downloaded once into open_clip's cache),
-            `MODEL:/path/to/checkpoint` (frames are prepared as for MODEL's released weights, where these agree), or
+            `MODEL:/path/to/checkpoint` (frames are prepared as for MODEL's released weights, if these agree), or
             `/path/to/model.json:/path/to/checkpoint`.
 
     Raises:
-        ValueError: the name is unknown (close matches are listed), or the checkpoint is absent or does not fit.
+        ValueError: the name is unknown (close matches are listed), or the checkpoint is missing or does not fit.
     """
     files = resolve_encoder(name)
+    make_tokenizer(name, files.registry_name, files.config)
     with torch.device("meta"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*which is a no-op")  # one for every weight; the no-op is the point
+        warnings.filterwarnings("ignore", message=".*which is a no-op")  # one warning per weight; the no-op is intended
         model = build_model(files)
-    return encoder_spec(files, model)
+    return describe_model(files, model)
 
 
 def resolve_encoder(name: str) -> EncoderFiles:
-    """Find the model config and the weights file of an encoder; see describe_encoder for names and errors."""
+    """Find the model config and the weights file of an encoder; see `describe_encoder` for names and errors."""
     config_path, is_local, weights = name.partition(".json:")
     if is_local:
-        return _resolve_local_config(name, Path(config_path + ".json"), weights)
+        return _resolve_local_config(name, config_path + ".json", weights)
     model, _, pretrained = name.partition(":")
     config = open_clip.get_model_config(model) if model in open_clip.list_models() else None
     if config is None or not pretrained:
@@ -100,28 +111,29 @@ def build_model(files: EncoderFiles) -> Model:
     On the `meta` device no weights are copied: the call checks that config and checkpoint fit.
 
     Raises:
-        ValueError: the config is not one of open_clip's, or the checkpoint does not fit it.
+        ValueError: open_clip cannot build the config, or the checkpoint does not fit it.
     """
     try:
         model = _create(files.config)
-    except Exception as error:  # open_clip checks nothing: a wrong key raises whatever it meets first
-        raise ValueError(f"encoder {files.name!r}: its model config does not build: {_one_line(error)}") from error
-    # safetensors maps files lazily but knows no meta device; torch files are read to the device named here.
-    device = "cpu" if files.weights.suffix == ".safetensors" else str(torch.get_default_device())
+    except Exception as error:  # open_clip does not validate configs: a wrong key may raise anything
+        raise ValueError(f"encoder {files.name!r}: its model config does not build: {shorten(error)}") from error
     try:
-        open_clip.load_checkpoint(model, str(files.weights), device=device)
-    except Exception as error:  # a dozen types: assertions, key and unpickling errors, safetensors' own
+        load_weights(model, files.weights)
+    except PermissionError as error:
+        raise ValueError(f"encoder {files.name!r}: no permission to read {files.weights}") from error
+    except Exception as error:  # of a dozen types: assertions, key errors, safetensors' own
+        reason = error if type(error) is ValueError else shorten(error)  # our own ValueErrors are one line already
         raise ValueError(
-            f"encoder {files.name!r}: checkpoint {files.weights} does not fit the model: {_one_line(error)}"
+            f"encoder {files.name!r}: checkpoint {files.weights} does not fit the model: {reason}"
         ) from error
     return model.eval()
 
 
-def encoder_spec(files: EncoderFiles, model: Model) -> EncoderSpec:
-    """Describe a built model; its weights may be on the meta device."""
+def describe_model(files: EncoderFiles, model: Model) -> EncoderSpec:
+    """Describe a built model, whose weights may be on the meta device."""
     preprocess = PreprocessCfg(**merge_preprocess_dict(PreprocessCfg(), files.preprocess))
     size = model.visual.image_size
-    text = text_tower(model)
+    text = get_text_tower(model)
     return EncoderSpec(
         name=files.name,
         weights_sha256=_sha256(files.weights, files.weights.stat().st_mtime_ns),
@@ -134,48 +146,71 @@ def encoder_spec(files: EncoderFiles, model: Model) -> EncoderSpec:
         embed_dim=files.config["embed_dim"],
         token_dim=text.ln_final.normalized_shape[0] if hasattr(text, "ln_final") else text.config.hidden_size,
         context_length=model.context_length,
+        logit_scale=_logit_scale(files, model),
+        causal_text=getattr(text, "attn_mask", None) is not None,
+        config_sha256=hashlib.sha256(json.dumps(files.config, sort_keys=True).encode()).hexdigest(),
     )
 
 
-def text_tower(model: Model) -> Model:
-    """The module with `transformer` and `ln_final`: a classic CLIP model itself, the `text` of a custom-text model."""
+def _logit_scale(files: EncoderFiles, model: Model) -> float | None:
+    """Return the scale of the cosines; for a model on the meta device, read it from the weights file."""
+    scale = model.logit_scale
+    if scale.is_meta:
+        scale = _read_logit_scale(files.weights, files.weights.stat().st_mtime_ns)
+    return None if scale is None else float(scale.detach().float().exp())
+
+
+@lru_cache(maxsize=16)
+def _read_logit_scale(path: Path, mtime_ns: int) -> torch.Tensor | None:
+    if path.suffix in (".npz", ".npy"):  # JAX weights, whose names open_clip translates only on loading
+        return None
+    state = read_state(path)
+    return next((state[name] for name in state if name.endswith("logit_scale")), None)
+
+
+def get_text_tower(model: Model) -> Model:
+    """Return the module with `transformer` and `ln_final`: a classic CLIP model, or `text` of a custom one."""
     return getattr(model, "text", model)
 
 
-def _resolve_local_config(name: str, config_path: Path, weights: str) -> EncoderFiles:
+def _resolve_local_config(name: str, config_path: str, weights: str) -> EncoderFiles:
     """Read a model config file: a bare model config, or open_clip_config.json's {model_cfg, preprocess_cfg}."""
     try:
-        content = json.loads(_existing_file(name, str(config_path)).read_text(encoding="utf-8"))
+        content = json.loads(_existing_file(name, config_path).read_text(encoding="utf-8"))
         config = content.get("model_cfg", content)
         missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(config)
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError) as error:
-        raise ValueError(f"encoder {name!r}: {config_path} is no model config: {_one_line(error)}") from error
+        raise ValueError(f"encoder {name!r}: {config_path} is not a model config: {shorten(error)}") from error
     if missing:
         raise ValueError(f"encoder {name!r}: {config_path} has no {', '.join(sorted(missing))}")
     return EncoderFiles(name, "", config, content.get("preprocess_cfg", {}), _existing_file(name, weights))
 
 
 def _existing_file(name: str, path: str) -> Path:
-    if not Path(path).is_file():
+    try:
+        found = fetch_local_copy(path)
+    except OSError as error:
+        raise ValueError(f"encoder {name!r}: {error}") from error
+    if not found.is_file():
         raise ValueError(f"encoder {name!r}: there is no file {path!r}")
-    return Path(path)
+    return found
 
 
 def _preprocess_of_tags(name: str, model: str) -> dict[str, Any]:
-    """How all released weights of a model want their frames, and so a file of them: it does not say itself."""
+    """Return the preprocessing on which all released weights agree: a checkpoint file does not record its own."""
     tags = open_clip.list_pretrained_tags_by_model(model)
     of_tags = [merge_preprocess_dict(PreprocessCfg(), get_pretrained_cfg(model, tag)) for tag in tags]
     first, *others = of_tags or [{}]
     if any(other != first for other in others):
         raise ValueError(
-            f"encoder {name!r}: weights of {model} differ in how frames are prepared; write what these want (mean, std,"
+            f"encoder {name!r}: released weights of {model} differ in their preprocessing; give this file's (mean, std,"
             " interpolation, resize_mode) as preprocess_cfg beside model_cfg: /path/to/model.json:/path/to/checkpoint"
         )
     return first
 
 
 def _check_activation(name: str, model: str, config: dict[str, Any], tag_config: dict[str, Any]) -> None:
-    """Refuse weights that were trained with the other GELU: open_clip only warns, and the vectors would be wrong."""
+    """Refuse weights trained with the other GELU: open_clip only warns, and the vectors would be wrong."""
     if bool(tag_config.get("quick_gelu")) == bool(config.get("quick_gelu")):
         return
     other = model.removesuffix("-quickgelu") if config.get("quick_gelu") else f"{model}-quickgelu"
@@ -188,13 +223,13 @@ def _download(name: str, tag_config: dict[str, Any]) -> Path:
         return Path(download_pretrained(tag_config))
     except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"encoder {name!r}: its weights could not be downloaded ({_one_line(error)}); "
-            f"get them elsewhere and name the file: {name.split(':')[0]}:/path/to/checkpoint"
+            f"encoder {name!r}: its weights could not be downloaded ({shorten(error)}); "
+            f"download them elsewhere and name the file: {name.split(':')[0]}:/path/to/checkpoint"
         ) from error
 
 
 def _create(config: dict[str, Any]) -> Model:
-    """Build the class that open_clip uses for a config, without looking for weights of the single towers."""
+    """Build the class that open_clip uses for a config, without looking for weights of the individual towers."""
     options = {key: value for key, value in config.items() if key != "custom_text"}
     options["text_cfg"] = {**config["text_cfg"], "hf_model_pretrained": False}
     if "multimodal_cfg" in config:
@@ -212,8 +247,3 @@ def _sha256(path: Path, mtime_ns: int) -> str:
 def _close_matches(name: str, known: Iterable[str]) -> str:
     matches = difflib.get_close_matches(name, list(known), n=3)
     return f"; close matches: {', '.join(matches)}" if matches else ""
-
-
-def _one_line(error: BaseException) -> str:
-    """The first two lines of an error joined and cut: torch lists every missing weight on lines of its own."""
-    return " ".join(line.strip() for line in str(error).splitlines()[:2])[:200] or type(error).__name__

@@ -1,1 +1,1 @@
-"""The report: one self-contained HTML page about a run, made only from what stands in its ROOT."""
+"""The report: one self-contained HTML page about a run, built only from its ROOT."""

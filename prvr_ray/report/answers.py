@@ -1,4 +1,4 @@
-"""The section to look at: chosen queries, their best videos as filmstrips, and where in them the query was found."""
+"""The section of examples: chosen queries, their top videos as filmstrips, and the moment found in each."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,21 +6,21 @@ from typing import Any
 
 import numpy as np
 
-from prvr_ray.corpus.errors import VideoError
-from prvr_ray.lookup import Found, Lookup, Queries
 from prvr_ray.report.evaluation import Evaluation
 from prvr_ray.report.figures import Span, draw_scores
 from prvr_ray.report.filmstrips import Projector
 from prvr_ray.report.page import Answer, Block, Question, Questions, Section, Text
 from prvr_ray.report.wording import clock, span
 from prvr_ray.retrieval.metrics import temporal_iou
+from prvr_ray.scores.lookup import Found, Lookup, Queries
+from prvr_ray.video.errors import VideoError
 
 ANCHOR, TITLE = "answers", "Answers to look at"
 _LEGEND = (
-    "Below each filmstrip the score of every frame: filled, the moment that was found; hatched, the annotated one. "
-    "Three larger frames show the found moment. Heights compare within a query."
+    "The curve below each filmstrip is the score of every frame. The filled span is the moment that was found, the "
+    "hatched span the annotated one. Three larger frames show the found moment. Curves share one scale per query."
 )
-_STRIP, _STRIP_SIZE = 6, (54, 96)  # frames, and their height and width
+_STRIP, _STRIP_SIZE = 6, (54, 96)  # number of frames; their height and width in pixels
 _MOMENT, _MOMENT_SIZE = 3, (90, 160)
 
 
@@ -38,7 +38,7 @@ class Query:
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> "Query":
-        """From a row of schema.QUERIES."""
+        """Build it from a row of schema.QUERIES."""
         moments: dict[str, list[Span]] = {}
         for moment in row["moments"] or ():
             moments.setdefault(moment["video_id"], []).append(Span(moment["start_s"], moment["end_s"]))
@@ -47,14 +47,14 @@ class Query:
 
 @dataclass(frozen=True)
 class Video:
-    """Where a video lies, and its length in seconds; no uri where only features are known."""
+    """A video's URI and its length in seconds; the URI is None if only features are known."""
 
     uri: str | None
     duration_s: float
 
 
 def choose(evaluation: Evaluation, num_examples: int, seed: int) -> dict[str, list[str]]:
-    """Queries worth a look, by kind, none twice: best and worst by the fused rank, and random ones."""
+    """Choose queries by kind, none twice: best and worst by the fused rank, and random ones."""
     rng = np.random.default_rng(seed)
     best_Q = np.array([ranks_q[0] for ranks_q in evaluation.ranks["fused"]])
     order = np.lexsort([rng.permutation(len(best_Q)), best_Q])
@@ -67,7 +67,7 @@ def choose(evaluation: Evaluation, num_examples: int, seed: int) -> dict[str, li
 def find(
     lookup: Lookup, queries: Sequence[Query], vectors: Queries, num_answers: int, first_ranks: Mapping[str, int]
 ) -> dict[str, Ranked]:
-    """The best videos of each query, and behind them its best relevant video where that is not among them.
+    """Find the top videos of each query, followed by its best relevant video if none of them is relevant.
 
     Args:
         first_ranks: query_id -> rank of its best relevant video.
@@ -95,8 +95,8 @@ def answers_section(
     Args:
         chosen: kind -> queries.
         found: as `find` returns it.
-        videos: video_id -> where it lies.
-        projector: shows the videos; None: no pictures are wanted.
+        videos: video_id -> its URI and length.
+        projector: makes the filmstrips; None: show no pictures.
     """
     blocks: list[Block] = [Text(_LEGEND)]
     for kind, queries in chosen.items():
@@ -126,7 +126,9 @@ def _answer(
     edges_s = found.edges_s if has_times else np.arange(len(found.edges_s), dtype=float)
     moment = Span(found.start_s, found.end_s) if has_times else None
     true = query.moments.get(found.video_id, ()) if has_times else ()
-    strips, note = _strips(found, video, projector) if has_times else ((), "No times: only features are known.")
+    strips, note = (
+        _strips(found, video, projector) if has_times else ((), "No times: only features of this video are known.")
+    )
     return Answer(
         rank=rank,
         video_id=found.video_id,
@@ -141,7 +143,7 @@ def _answer(
 
 
 def _strips(found: Found, video: Video, projector: Projector | None) -> tuple[Sequence[str], str]:
-    """The window and the moment as pictures, or why there are none."""
+    """Make filmstrips of the window and the moment, or say why there are none."""
     if projector is None:
         return (), ""
     if not video.uri:

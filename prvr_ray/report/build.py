@@ -1,19 +1,20 @@
-"""`prvr report`: reads what stands in a ROOT, builds the page's sections, and puts the page."""
+"""`prvr report`: reads a ROOT, builds the page's sections and stores the page."""
 
 import contextlib
 import math
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from prvr_ray.collection import Collection, existing_collection
+from prvr_ray.collection.history import read_history
 from prvr_ray.config import ReportSettings
-from prvr_ray.history import read_history
-from prvr_ray.lookup import open_lookup
 from prvr_ray.report import answers, comparison, recall, study
 from prvr_ray.report.answers import Query, Video, answers_section, choose, find
 from prvr_ray.report.comparison import comparison_section
@@ -25,8 +26,9 @@ from prvr_ray.report.recall import beat_teacher, recall_section, where_it_fails
 from prvr_ray.report.setup import setup_section
 from prvr_ray.report.study import ablation_section, study_section
 from prvr_ray.report.training import training_section
-from prvr_ray.runs import RunFolder, open_run
-from prvr_ray.storage import check_name, get_json
+from prvr_ray.runs.run import RunFolder, open_run
+from prvr_ray.scores.lookup import open_lookup
+from prvr_ray.storage import Store, check_name, get_json
 
 
 def report(
@@ -37,7 +39,7 @@ def report(
     split: str = "test",
     protocol: str = "held-out",
     index: str = "",
-    study_name: str = "",
+    study: str = "",
     compare: Sequence[str] = (),
     name: str = "",
 ) -> dict[str, Any]:
@@ -46,17 +48,18 @@ def report(
     Args:
         root: the collection.
         run: name of the training run.
-        split, protocol: of the evaluation to show.
-        index: that answers come from; empty: the only one of this run.
-        study_name: of the search study to show; empty: the only one there is.
-        compare: runs to put side by side.
-        name: of the report, ROOT/reports/<name>; empty: the run's.
+        split, protocol: those of the evaluation to show.
+        index: the index to take answers from; empty: the only one of this run.
+        study: the search study to show; empty: the only one.
+        compare: runs to compare side by side.
+        name: the report's name, ROOT/reports/<name>; empty: the run's name.
 
     Returns:
-        How many sections the page has, what is missing, its size in bytes, and where it lies.
+        The number of sections, what is missing, the page's size in bytes, and its URI. If ROOT is not writable, the
+        page is in a temporary folder, and the summary has `not_kept` and exit_code 1.
 
     Raises:
-        ValueError: no such collection, run or index, an index that lacks shards, or a name with a folder in it.
+        ValueError: no such collection, run or index; an index that lacks shards; or a name with a slash in it.
     """
     collection = existing_collection(root)
     check_name("report", name or run)
@@ -67,26 +70,40 @@ def report(
         training_section(sources.run.metrics()),
         sources.recall(),
         sources.answers(index),
-        sources.study(study_name),
+        sources.study(study),
         sources.ablation(),
     ]
     if compare:
         sections.append(sources.comparison(compare))
     where = f"{collection.store.uri}, {split} split, protocol {protocol}"
     data = render(Page(f"Report of run {run}", where, sources.verdicts(), sections)).encode()
-    store = collection.store.child(f"reports/{name or run}")
-    store.put("index.html", data)
     return {
         "sections": sum(not section.missing for section in sections),
         "missing": [section.missing for section in sections if section.missing],
         "bytes": len(data),
-        "output": f"{store.uri}/index.html",
+        **_keep(collection.store.child(f"reports/{name or run}"), data),
     }
+
+
+def _keep(store: Store, page: bytes) -> dict[str, Any]:
+    """Write the page to ROOT; if that fails, to a temporary folder.
+
+    Returns:
+        Entries of the summary: `output`; after a failure also `not_kept` and exit_code 1.
+    """
+    try:
+        store.put("index.html", page)
+    except OSError as error:
+        place = Path(tempfile.mkdtemp(prefix="prvr-report-")) / "index.html"
+        place.write_bytes(page)
+        not_kept = f"this report could not be kept in {store.uri}, so it lies in a temporary folder: {error}"
+        return {"output": str(place), "not_kept": not_kept, "exit_code": 1}
+    return {"output": f"{store.uri}/index.html"}
 
 
 @dataclass(frozen=True)
 class _Sources:
-    """What a page is about, and the sections that need more than one artifact."""
+    """The artifacts that a page is built from, and the sections that need more than one of them."""
 
     settings: ReportSettings
     collection: Collection
@@ -111,8 +128,8 @@ class _Sources:
         return Bootstrap(self.settings.num_resamples, self.settings.confidence, self.settings.seed)
 
     def verdicts(self) -> list[tuple[str, str]]:
-        """The questions that a reader comes with, answered."""
-        beat = fails = "Not known before `prvr evaluate` has run."
+        """Answer the three questions at the top of the page."""
+        beat = fails = "Unknown until `prvr evaluate` has run."
         if self.evaluation:
             beat, fails = beat_teacher(self.evaluation, self.how), where_it_fails(self.evaluation)
         return [
@@ -144,8 +161,7 @@ class _Sources:
         queries = [query for of_kind in chosen.values() for query in of_kind]
         everything = open_lookup(self.collection, names[0], self.settings.moment_threshold)
         lookup = everything.only(self.corpus.video_ids(self.split))
-        tokens = lookup.stored_tokens([query.query_id for query in queries])
-        vectors = lookup.embed(tokens, self.evaluation.weights)
+        vectors = lookup.embed_stored([query.query_id for query in queries], self.evaluation.weights)
         found = find(lookup, queries, vectors, self.settings.num_answers, first_ranks)
         with contextlib.ExitStack() as stack:
             projector = stack.enter_context(Projector()) if self.settings.filmstrips else None
@@ -156,7 +172,7 @@ class _Sources:
         name = next(iter(ended)) if not name and len(ended) == 1 else name
         if name in ended:
             return study_section(name, ended[name])
-        lacking = f"No study {name} has ended" if name else "Several studies" if ended else "No search study"
+        lacking = f"No finished study {name}" if name else "Several studies" if ended else "No search study"
         choice = f"choose one with --study: {', '.join(ended)}" if ended else "`prvr tune` makes one"
         return Section(study.ANCHOR, study.TITLE, missing=f"{lacking}: {choice}.")
 
@@ -171,8 +187,9 @@ class _Sources:
         found = {name: self._evaluation(name) for name in names}
         unknown = [name for name, evaluation in found.items() if evaluation is None]
         if unknown or len(found) < 2:
-            seen = f"that `prvr evaluate` has seen on the {self.split} split, protocol {self.protocol}"
-            missing = f"A comparison needs two runs or more {seen}; not so: {', '.join(unknown) or 'a second one'}."
+            evaluated = f"evaluated on the {self.split} split, protocol {self.protocol}"
+            lacking = f"not evaluated: {', '.join(unknown)}" if unknown else "only one is given"
+            missing = f"A comparison needs at least two runs that `prvr evaluate` has {evaluated}; {lacking}."
             return Section(comparison.ANCHOR, comparison.TITLE, missing=missing)
         settings = {name: _settings_of(open_run(self.collection.store.uri, name)) for name in names}
         return comparison_section([evaluation for evaluation in found.values() if evaluation], settings, self.how)
@@ -181,17 +198,17 @@ class _Sources:
         return read_evaluation(self.collection, run, self.split, self.protocol)
 
     def _summaries(self, kind: str) -> dict[str, Any]:
-        """The studies of a kind that have ended: name -> summary."""
+        """Read the finished studies of a kind: name -> summary."""
         store = self.collection.store.child("tune")
         names = [item.key.removesuffix("/summary.json") for item in store.list() if item.key.endswith("/summary.json")]
         summaries = {name: get_json(store, f"{name}/summary.json") for name in names}
         return {name: summary for name, summary in summaries.items() if summary["kind"] == kind}
 
     def _indexes(self) -> list[str]:
-        """The indexes that this run's student made."""
+        """List the indexes made with this run's student."""
         store = self.collection.store.child("index")
         names = [item.key.removesuffix("/spec.json") for item in store.list() if item.key.endswith("/spec.json")]
-        return [name for name in names if get_json(store, f"{name}/spec.json")["run"] == self._name(self.run)]
+        return [name for name in names if get_json(store, f"{name}/spec.json").get("run") == self._name(self.run)]
 
     def _chosen_queries(self, evaluation: Evaluation) -> dict[str, list[Query]]:
         chosen = choose(evaluation, self.settings.num_examples, self.settings.seed)

@@ -1,7 +1,7 @@
-"""Where figures are drawn: matplotlib's canvas in colours that the page decides, and the SVG that comes out of it.
+"""Renders a matplotlib figure as inline SVG whose colours come from the page's style sheet.
 
-Every colour is a stand-in that becomes `var(--name)`, so that one figure is right in light and in dark. What is drawn
-is `prvr_ray.report.figures`'.
+Each colour is drawn as a stand-in and replaced by `var(--name)`, so one figure works in light and dark mode.
+`prvr_ray.report.figures` decides what is drawn.
 """
 
 import io
@@ -15,17 +15,17 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Stand-ins: colours that no figure would use by chance, one for each CSS variable of templates/style.css.
-_LONG_LABEL = 15  # characters; three such columns would not fit the width
+_LONG_LABEL = 15  # characters; three columns of longer legend labels do not fit the width
+# Stand-ins: colours that no figure uses by chance, one per CSS variable of templates/style.css.
 _NAMES = ("ink", "muted", "grid", "teacher", "inheritance", "exploration", "fused", "both", "found", "true", "page")
 COLORS = {name: f"#0f{index:02x}f0" for index, name in enumerate(_NAMES)}
 
 _NAMESPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
 _STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",  # measures the labels; the page's own font, which shows them, is no wider
+    "font.family": "DejaVu Sans",  # used to measure labels; the page's own font is no wider
     "svg.fonttype": "none",  # text stays text: small, searchable, in the page's font
     "svg.hashsalt": "prvr_ray",  # the same figure gives the same bytes
-    "text.parse_math": False,  # names may hold a dollar sign
+    "text.parse_math": False,  # names may contain a dollar sign
     "font.size": 9,
     "text.color": COLORS["ink"],
     "axes.labelcolor": COLORS["ink"],
@@ -48,7 +48,7 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Look:
-    """How one series looks: a CSS variable's name, a dash, a marker and a hatch, so that colour is never alone."""
+    """How one series looks: a CSS variable's name, a dash, a marker and a hatch, never colour alone."""
 
     color: str
     dash: str = "-"
@@ -62,16 +62,18 @@ LOOKS = {
     "exploration": Look("exploration", ":", "v", "..."),
     "fused": Look("fused", "-", "o"),
     "teacher+student": Look("both", "-", "D", "xx"),
+    "chosen": Look("ink", "-", "P", "++"),
+    "chosen+hubness": Look("muted", "-", "X", "oo"),
 }
-# Series without a name of their own take these in turn.
+# Series that LOOKS does not name take these in turn.
 OTHER_LOOKS = (*LOOKS.values(), Look("ink", "-"), Look("muted", "--"), Look("ink", ":"))
 
 
 def render(draw: Callable[[Axes], None], *, height: float = 2.7) -> Markup:
-    """Draw on axes as wide as a phone shows them well; a legend stands above them where there is more than one label.
+    """Draw on axes of a width readable on a phone, with a legend above them if there is more than one label.
 
     Args:
-        height: of the whole figure, inches.
+        height: height of the whole figure, inches.
     """
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(4.3, height), layout="constrained")
@@ -84,7 +86,7 @@ def render(draw: Callable[[Axes], None], *, height: float = 2.7) -> Markup:
 
 
 def render_strip(draw: Callable[[Axes], None]) -> Markup:
-    """Draw on bare axes, without text or margins, that the page stretches to any size."""
+    """Draw on bare axes without text or margins; the page may stretch the result to any size."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(6.4, 0.6))
         axes = figure.add_axes((0, 0, 1, 1))
@@ -94,7 +96,7 @@ def render_strip(draw: Callable[[Axes], None]) -> Markup:
 
 
 def _inline(figure: Figure, stretch: bool = False) -> Markup:
-    """The figure's <svg> element, without document head, metadata and fixed size, its colours as CSS variables."""
+    """Return the figure's <svg> element without head, metadata or fixed size, with CSS variables as colours."""
     sink = io.StringIO()
     figure.savefig(sink, format="svg", transparent=True, metadata={"Date": None})
     head, _, body = sink.getvalue().partition("<metadata>")
@@ -102,9 +104,9 @@ def _inline(figure: Figure, stretch: bool = False) -> Markup:
     assert view_box, "matplotlib writes a viewBox"
     body = body.partition("</metadata>")[2]
     body = re.sub(r"<defs>\s*<style.*?</defs>|<!--.*?-->", "", body, flags=re.DOTALL)
-    body = re.sub(r'<g id="[^"]*"', "<g", body)  # these names repeat from figure to figure
+    body = re.sub(r'<g id="[^"]*"', "<g", body)  # ids repeat across figures, but must be unique in a page
     for name, stand_in in COLORS.items():
         body = body.replace(stand_in, f"var(--{name})")
     fit = ' preserveAspectRatio="none"' if stretch else ""
-    # Safe as it stands: matplotlib has escaped every label.
+    # Safe to mark as markup: matplotlib has escaped every label.
     return Markup(f'<svg aria-hidden="true" {_NAMESPACES} {view_box[0]}{fit}>' + re.sub(r"\n\s*", "\n", body))

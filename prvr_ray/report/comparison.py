@@ -1,4 +1,4 @@
-"""The section that puts runs side by side: their figures, their paired differences, their settings."""
+"""The section that compares runs side by side: their figures, paired differences and settings."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ def comparison_section(evaluations: Sequence[Evaluation], settings: Mapping[str,
     """Build the section.
 
     Args:
-        evaluations: two or more, of one split and protocol; the first is what the others are compared with.
+        evaluations: two or more, of one split and protocol; the first is the reference for the others.
         settings: run -> its settings, section -> field -> value.
     """
     reference, *others = evaluations
@@ -29,10 +29,10 @@ def comparison_section(evaluations: Sequence[Evaluation], settings: Mapping[str,
     said = ". ".join(str(found) for found in gaps.values())
     rows = [[run.run, *_figures(run), signed(gaps[run.run].mean) if run.run in gaps else "–"] for run in evaluations]
     intervals = {run: (found.mean, found.low, found.high) for run, found in gaps.items()}
-    label = f"SumR more than {reference.run}, {100 * how.confidence:.0f} % interval"
+    label = f"SumR above {reference.run}, {100 * how.confidence:.0f} % interval"
     figure = Figure(
         draw_intervals(intervals, label, zero=True),
-        "Paired differences over the queries that both runs answered; left of the line is worse.",
+        "Paired differences over the queries of both runs; left of the line is worse.",
         said,
     )
     caption = f"Fused rows on the {reference.split} split, protocol {reference.protocol}"
@@ -47,7 +47,7 @@ def _figures(evaluation: Evaluation) -> list[str]:
 
 
 def _settings_table(settings: Mapping[str, Settings]) -> Table:
-    """The settings in which the runs differ."""
+    """Make a table of the settings in which the runs differ."""
     flat = {
         run: {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
         for run, sections in settings.items()
@@ -55,4 +55,6 @@ def _settings_table(settings: Mapping[str, Settings]) -> Table:
     paths = list(dict.fromkeys(path for values in flat.values() for path in values))
     rows = [[path, *(str(values.get(path, "–")) for values in flat.values())] for path in paths]
     rows = [row for row in rows if len(set(row[1:])) > 1]
-    return Table("Settings in which they differ", ["setting", *settings], rows or [["none", *("" for _ in settings)]])
+    return Table(
+        "Settings in which the runs differ", ["setting", *settings], rows or [["none", *("" for _ in settings)]]
+    )

@@ -1,21 +1,23 @@
-"""The section about the collection: how much there is, and what could not be used, with examples."""
+"""The section about the collection: its size, and the videos that could not be used, with examples."""
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from prvr_ray.collection import Collection
+from prvr_ray.collection.features import partial_videos
 from prvr_ray.report.figures import draw_groups
 from prvr_ray.report.page import Figure, Figures, Section, Table, Text
 from prvr_ray.report.wording import count, duration
 
 ANCHOR, TITLE = "corpus", "Corpus and failures"
 _EXAMPLES = 3
+_PARTIAL_EXAMPLES = 10
 _NO_LENGTHS = "No video of known length has been ingested."
 _MINUTE = 60
 _LENGTHS_S = (0, 10, _MINUTE, 3 * _MINUTE, 10 * _MINUTE, 60 * _MINUTE, np.inf)
@@ -24,26 +26,28 @@ _LENGTH_NAMES = ("<10 s", "10-60 s", "1-3 min", "3-10 min", "10-60 min", ">1 h")
 
 @dataclass(frozen=True)
 class Corpus:
-    """The rows that a report counts.
+    """The videos, queries and failures that a report summarises.
 
-    videos: schema VIDEOS. queries: schema QUERIES. durations_s: video_id -> seconds, of the ingested ones; NaN where
-    it is unknown, as for released features.
-    failures: (error_class, video_id, error), one a video.
+    videos: schema VIDEOS. queries: schema QUERIES. durations_s: video_id -> seconds, of ingested videos; NaN where the
+    length is unknown, as for released features.
+    failures: (error_class, video_id, error), one per video.
+    partial: video_id -> decoded fraction, of ingested videos that could not be decoded completely; the worst first.
     """
 
     videos: pa.Table
     queries: pa.Table
     durations_s: dict[str, float]
     failures: Sequence[tuple[str, str, str]]
+    partial: Mapping[str, float] = field(default_factory=dict)
 
     def video_ids(self, split: str) -> list[str]:
-        """The videos of a split that have features."""
+        """List the videos of a split that have features."""
         in_split = self.videos.filter(pc.equal(self.videos["split"], split))["video_id"].to_pylist()
         return [video_id for video_id in in_split if video_id in self.durations_s]
 
 
 def read_corpus(collection: Collection, features: str) -> Corpus:
-    """Read the small columns of a collection and of one feature set, which may be absent."""
+    """Read the small columns of a collection and of one feature set, which need not exist."""
     feature_set = collection.features(features)
     segments = feature_set.segments()
     whole = feature_set.complete(segments)
@@ -56,20 +60,23 @@ def read_corpus(collection: Collection, features: str) -> Corpus:
     }
     durations_s = dict(zip(whole["video_id"].to_pylist(), whole["duration_s"].to_pylist(), strict=True))
     durations_s = {video_id: math.nan if length_s is None else length_s for video_id, length_s in durations_s.items()}
-    return Corpus(collection.videos(), collection.queries(), durations_s, list(failures.values()))
+    return Corpus(
+        collection.videos(), collection.queries(), durations_s, list(failures.values()), partial_videos(whole)
+    )
 
 
 def corpus_section(corpus: Corpus) -> Section:
     """Build the section: counts by split, lengths, failures by class."""
     if not len(corpus.videos) and not len(corpus.queries):
-        return Section(ANCHOR, TITLE, missing="No videos and no queries: `prvr ingest` or `prvr import` brings them.")
+        return Section(ANCHOR, TITLE, missing="No videos and no queries: run `prvr ingest` or `prvr import`.")
     lengths = Figures([_length_figure(corpus)]) if _total_s(corpus.durations_s.values()) else Text(_NO_LENGTHS)
     failures = _failure_table(corpus) if corpus.failures else Text("Every video that was read could be used.")
-    return Section(ANCHOR, TITLE, [_count_table(corpus), failures, lengths])
+    partial = [_partial_table(corpus)] if corpus.partial else []
+    return Section(ANCHOR, TITLE, [_count_table(corpus), failures, *partial, lengths])
 
 
 def describe(corpus: Corpus, split: str) -> str:
-    """What was searched, in a sentence."""
+    """Say in a sentence what was searched."""
     searched = [corpus.durations_s[video_id] for video_id in corpus.video_ids(split)]
     num_queries = pc.sum(pc.equal(corpus.queries["split"], split)).as_py() or 0
     sentence = (
@@ -103,17 +110,23 @@ def _failure_table(corpus: Corpus) -> Table:
     return Table("Videos that could not be used", ["class", "videos", "examples"], rows, has_prose=True)
 
 
+def _partial_table(corpus: Corpus) -> Table:
+    worst = list(corpus.partial.items())[:_PARTIAL_EXAMPLES]
+    title = f"{count(len(corpus.partial), 'video')} decoded only in part, the worst first"
+    return Table(title, ["video", "decoded"], [[video_id, f"{fraction:.0%}"] for video_id, fraction in worst])
+
+
 def _length_figure(corpus: Corpus) -> Figure:
     lengths_s = np.array([length_s for length_s in corpus.durations_s.values() if length_s > 0])
     counts, _ = np.histogram(lengths_s, bins=_LENGTHS_S)
     longest = duration(lengths_s.max())
     return Figure(
         draw_groups(_LENGTH_NAMES, {"videos": counts.tolist()}, "videos"),
-        f"Lengths of the ingested videos; the longest has {longest}.",
+        f"Lengths of the ingested videos; the longest is {longest}.",
         f"Bar chart of video lengths, the longest {longest}",
     )
 
 
 def _total_s(lengths_s: Iterable[float]) -> float:
-    """Of the known ones."""
+    """Sum the known lengths."""
     return float(np.nansum(list(lengths_s)))

@@ -1,4 +1,4 @@
-"""What `prvr evaluate` kept of a run, query by query, and what can be said of it with confidence.
+"""The ranks that `prvr evaluate` saved for a run, query by query, and confidence intervals from them.
 
 Shapes: Q queries, M metrics.
 """
@@ -12,26 +12,26 @@ import pyarrow.compute as pc
 
 from prvr_ray.collection import Collection
 from prvr_ray.config import EvaluateSettings
-from prvr_ray.report.intervals import bootstrap
+from prvr_ray.evaluation.intervals import bootstrap
 from prvr_ray.report.wording import signed
 from prvr_ray.retrieval.metrics import summarize
 from prvr_ray.storage import get_json, read_table
 
-ROWS = ("teacher", "inheritance", "exploration", "fused", "teacher+student")
-MEANS = ("r1", "r5", "r10", "r100", "sumr", "meanr", "map")  # of queries: what a bootstrap can resample
+ROWS = ("teacher", "inheritance", "exploration", "fused", "teacher+student", "chosen", "chosen+hubness")
+MEANS = ("r1", "r5", "r10", "r100", "sumr", "meanr", "map")  # means over queries, which a bootstrap can resample
 SUMR = MEANS.index("sumr")
 
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How intervals are made; see `prvr_ray.report.intervals.bootstrap`."""
+    """How intervals are computed; see `prvr_ray.evaluation.intervals.bootstrap`."""
 
     num_resamples: int
     confidence: float
     seed: int
 
     def intervals(self, values_QM: np.ndarray, clusters: Sequence[str]) -> np.ndarray:
-        """(2, M) lower and upper ends of the means."""
+        """Compute the (2, M) lower and upper ends of the means."""
         return bootstrap(
             values_QM, clusters, num_resamples=self.num_resamples, confidence=self.confidence, seed=self.seed
         )
@@ -39,11 +39,11 @@ class Bootstrap:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `prvr evaluate` kept of one run on one split.
+    """What `prvr evaluate` saved for one run on one split.
 
     ranks: row -> per query, the ranks of its relevant videos. ratios: (Q,) moment-to-video ratio, NaN for none.
-    clusters: per query, its first relevant video. weights: of the branches in the fused score. moments: R@1 at each
-    overlap, percent. ratio_edges: inner borders of the groups by ratio.
+    clusters: per query, its first relevant video. weights: branch weights in the fused score. moments: R@1 at each
+    IoU threshold, percent. ratio_edges: boundaries between the groups by ratio.
     """
 
     run: str
@@ -58,7 +58,7 @@ class Evaluation:
     ratio_edges: list[float] = field(default_factory=lambda: EvaluateSettings().ratio_edges)
 
     def intervals(self, how: Bootstrap) -> dict[str, np.ndarray]:
-        """Row -> (2, M) lower and upper ends of its figures, in the order of MEANS."""
+        """Compute row -> (2, M) lower and upper ends of its figures, in the order of MEANS."""
         ends = how.intervals(np.hstack(list(self.values_QM.values())), self.clusters)
         return dict(zip(self.values_QM, np.split(ends, len(self.values_QM), axis=1), strict=True))
 
@@ -71,14 +71,14 @@ class Evaluation:
 
     @cached_property
     def values_QM(self) -> dict[str, np.ndarray]:
-        """Row -> (Q, M) each query's own R@1 and so on, in the order of MEANS; their means are the row's figures."""
+        """Row -> (Q, M) R@1 and so on of each query, in the order of MEANS; their means are the row's figures."""
         return {
             row: np.array([_values(tuple(ranks_q.tolist())) for ranks_q in ranks]) for row, ranks in self.ranks.items()
         }
 
 
 def read_evaluation(collection: Collection, run: str, split: str, protocol: str) -> Evaluation | None:
-    """Read the ranks that `prvr evaluate` put; None if it did not."""
+    """Read the ranks that `prvr evaluate` saved; None if there are none."""
     store = collection.store.child(f"runs/{run}/evaluations")
     try:
         summary = get_json(store, f"{split}-{protocol}.json")
@@ -103,13 +103,13 @@ def read_evaluation(collection: Collection, run: str, split: str, protocol: str)
         {row: [np.array(ranks) for ranks in part["ranks"].to_pylist()] for row, part in parts.items()},
         summary["weights"],
         summary["moments"],
-        summary.get("ratio_edges", EvaluateSettings().ratio_edges),  # earlier evaluations do not say
+        summary.get("ratio_edges", EvaluateSettings().ratio_edges),  # evaluations by earlier versions lack it
     )
 
 
 @dataclass(frozen=True)
 class Gap:
-    """How much more SumR one row has than another, with its interval."""
+    """The difference in SumR between two rows, with its interval."""
 
     above: str
     below: str
@@ -127,7 +127,7 @@ class Gap:
 
 
 def gap(first: Evaluation, second: Evaluation, rows: tuple[str, str], names: tuple[str, str], how: Bootstrap) -> Gap:
-    """The paired difference in SumR of a row of one evaluation and a row of another, over their common queries."""
+    """Compute the paired difference in SumR between rows of two evaluations, over their common queries."""
     place = {query_id: index for index, query_id in enumerate(second.query_ids)}
     common = [index for index, query_id in enumerate(first.query_ids) if query_id in place]
     others = [place[first.query_ids[index]] for index in common]
@@ -136,7 +136,7 @@ def gap(first: Evaluation, second: Evaluation, rows: tuple[str, str], names: tup
     return Gap(*names, float(values_Q.mean()), float(low), float(high))
 
 
-@lru_cache(maxsize=100_000)  # most queries share their ranks with others
+@lru_cache(maxsize=100_000)  # many queries have the same ranks
 def _values(ranks_q: tuple[int, ...]) -> list[float]:
     summary = summarize([np.array(ranks_q)])
     return [summary[name] for name in MEANS]

@@ -1,6 +1,6 @@
-"""The kinds of figures of a report, each a function from numbers to inline SVG. None reads an artifact.
+"""The kinds of figures in a report, each a function from numbers to inline SVG. None reads an artifact.
 
-Lines differ in dash and marker as well as in colour, bars in their hatch.
+Lines differ in dash and marker as well as in colour; bars also differ in hatch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """What all line charts share. `mark` is a vertical line at x with a label; `levels` are horizontal lines."""
+    """Axes of a line chart. `mark` is a vertical line at x with a label; `levels` are horizontal lines."""
 
     x_label: str
     y_label: str
@@ -36,7 +36,7 @@ class Chart:
 
 
 def draw_lines(lines: Sequence[Line], chart: Chart) -> Markup:
-    """Curves over a common x, such as an epoch."""
+    """Draw curves over a common x, such as the epoch."""
 
     def draw(axes: Axes) -> None:
         for number, line in enumerate(lines):
@@ -68,11 +68,11 @@ def draw_lines(lines: Sequence[Line], chart: Chart) -> Markup:
 
 
 def draw_groups(groups: Sequence[str], bars: Mapping[str, Sequence[float]], y_label: str) -> Markup:
-    """Grouped bars: for each group one bar of every series, in the series' looks.
+    """Draw grouped bars: one bar per group and series.
 
     Args:
         groups: labels along x.
-        bars: series -> one height a group; NaN leaves the bar out.
+        bars: series -> one height per group; NaN omits the bar.
     """
 
     def draw(axes: Axes) -> None:
@@ -90,7 +90,7 @@ def draw_groups(groups: Sequence[str], bars: Mapping[str, Sequence[float]], y_la
 
 
 def draw_intervals(rows: Mapping[str, tuple[float, float, float]], x_label: str, zero: bool = False) -> Markup:
-    """One dot with a whisker a row: figure, lower end, upper end; rows from top to bottom.
+    """Draw one dot with a whisker per row (figure, lower end, upper end), from top to bottom.
 
     Args:
         zero: draw a line at 0, for differences.
@@ -113,7 +113,7 @@ def draw_intervals(rows: Mapping[str, tuple[float, float, float]], x_label: str,
 
 
 def draw_bars(values: Mapping[str, float], x_label: str) -> Markup:
-    """Horizontal bars from the largest down, labelled."""
+    """Draw labelled horizontal bars, the largest first."""
     ordered = dict(sorted(values.items(), key=lambda item: -item[1]))
 
     def draw(axes: Axes) -> None:
@@ -127,10 +127,10 @@ def draw_bars(values: Mapping[str, float], x_label: str) -> Markup:
 
 
 def draw_endings(curves: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]], chart: Chart) -> Markup:
-    """Many curves in a few groups, each with a mark where it ends.
+    """Draw many curves in a few groups, each with a mark at its end.
 
     Args:
-        curves: group -> (x, y) of each of its curves; the first group stands out.
+        curves: group -> (x, y) of each of its curves; the first group is highlighted.
     """
     looks = (Look("fused", "-", "o"), Look("muted", "-", "x"), Look("exploration", ":", "s"))
 
@@ -152,7 +152,7 @@ def draw_endings(curves: Mapping[str, Sequence[tuple[Sequence[float], Sequence[f
 
 @dataclass(frozen=True)
 class Dimension:
-    """One vertical line of parallel coordinates: a place in [0, 1] for each item, and what stands at some places."""
+    """One axis of parallel coordinates: the position of each item in [0, 1], and labels with their positions."""
 
     label: str
     places: Sequence[float]
@@ -160,10 +160,10 @@ class Dimension:
 
 
 def draw_parallel(dimensions: Sequence[Dimension], strong: Sequence[int]) -> Markup:
-    """Items as lines across several dimensions.
+    """Draw items as lines across several dimensions.
 
     Args:
-        strong: numbers of the items that stand out.
+        strong: indices of the items to highlight.
     """
 
     def draw(axes: Axes) -> None:
@@ -192,7 +192,7 @@ def draw_parallel(dimensions: Sequence[Dimension], strong: Sequence[int]) -> Mar
 
 @dataclass(frozen=True)
 class Span:
-    """A half-open stretch of a video in seconds."""
+    """A half-open span of a video in seconds."""
 
     start_s: float
     end_s: float
@@ -205,13 +205,13 @@ def draw_scores(
     found: Span | None = None,
     true: Sequence[Span] = (),
 ) -> Markup:
-    """A video's frame scores over time: no text and no margins, to lie under its filmstrip at any width.
+    """Draw a video's frame scores over time, without text or margins, to fit under its filmstrip at any width.
 
     Args:
         edges_s: (F + 1,) frame f spans [edges_s[f], edges_s[f + 1]).
         scores_F: (F,).
-        limits: lower and upper score, the same for all answers to a query, so that heights compare.
-        found: the answer's moment, filled. true: the annotated ones, hatched.
+        limits: lower and upper limit of the scores, the same for all answers to a query so that heights are comparable.
+        found: the answer's moment, drawn filled. true: the annotated moments, drawn hatched.
     """
 
     def draw(axes: Axes) -> None:

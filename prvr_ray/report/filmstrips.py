@@ -10,22 +10,22 @@ from typing import Self
 import numpy as np
 from PIL import Image
 
-from prvr_ray.corpus.container import Limits
-from prvr_ray.corpus.decoder import VideoDecoder
-from prvr_ray.corpus.errors import VideoError
-from prvr_ray.corpus.frames import FrameSpec
-from prvr_ray.corpus.packets import Sampling
 from prvr_ray.report.figures import Span
 from prvr_ray.storage import open_store
+from prvr_ray.video.container import Limits
+from prvr_ray.video.decoder_process import VideoDecoder
+from prvr_ray.video.errors import VideoError
+from prvr_ray.video.frames import FrameSpec
+from prvr_ray.video.packets import Sampling
 
-_SLOTS_PER_FRAME = 2  # the odd ones are the middles of the cells
-_LEAD_S = 1.0  # what is shown when a moment starts may have come up to this much earlier
+_SLOTS_PER_FRAME = 2  # odd slots are the middles of the frames' parts
+_LEAD_S = 1.0  # the frame shown at a moment's start may have appeared up to this much earlier
 _QUALITY = 70
 _TIMEOUT_S, _STALL_S = 120.0, 30.0
 
 
 class Projector:
-    """Shows videos. One decoder process serves all of them; damaged files end it, not the report."""
+    """Makes filmstrips with one decoder process for all videos; a damaged file can kill it but not the report."""
 
     def __init__(self) -> None:
         self._decoder = VideoDecoder(timeout_s=_TIMEOUT_S, stall_s=_STALL_S)
@@ -37,19 +37,19 @@ class Projector:
         self._decoder.close()
 
     def strip(self, uri: str, duration_s: float, moment: Span, num_frames: int, size: tuple[int, int]) -> str:
-        """Frames from the middles of equal parts of a moment, as a data URI.
+        """Make a strip of the frames in the middle of equal parts of a moment, as a data URI.
 
         Args:
-            uri: of the video; a remote one is downloaded for the while.
-            duration_s: of the whole video.
-            size: the most that one frame may have, height and width in pixels.
+            uri: the video's URI; a remote video is downloaded temporarily.
+            duration_s: length of the whole video.
+            size: maximum height and width of one frame in pixels.
 
         Raises:
-            VideoError: the video cannot be decoded there.
-            OSError: there is no such file, or no permission.
+            VideoError: the video cannot be decoded in that span.
+            OSError: no such file, or no permission to read it.
         """
         part_s = (moment.end_s - moment.start_s) / num_frames
-        sampling = Sampling(_SLOTS_PER_FRAME / part_s, segment_frames=1)
+        sampling = Sampling(_SLOTS_PER_FRAME / part_s, segment_frames=1, from_first_frame=False)
         first = int(max(0.0, moment.start_s - _LEAD_S) * sampling.fps)
         last = int(moment.end_s * sampling.fps)
         skipped = [*range(first), *range(last + 1, int(duration_s * sampling.fps) + 2)]
@@ -67,7 +67,7 @@ class Projector:
 
 
 def _trim(frames_F3HW: np.ndarray) -> np.ndarray:
-    """Cut off borders that are black in all frames: the video's own and those that filled up the size."""
+    """Crop borders that are black in all frames, whether in the video or added as padding."""
     rows, columns = (np.flatnonzero(frames_F3HW.any(axis=axes)) for axes in ((0, 1, 3), (0, 1, 2)))
     if not len(rows):
         return frames_F3HW

@@ -1,7 +1,7 @@
-"""The page as data, and its rendering: sections of blocks, through autoescaping templates into one HTML text.
+"""The page as data (sections of blocks), and its rendering by autoescaping templates into one HTML document.
 
-Captions, file names and errors are untrusted: they reach the page only as values of a template. The only ready-made
-markup is a figure's SVG and the style sheet. What a section says is written elsewhere.
+Captions, file names and errors are untrusted, so they reach the page only as template values. The only trusted markup
+is the figures' SVG and the style sheet. Other modules write the text of each section.
 """
 
 import re
@@ -30,7 +30,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Cell:
-    """A table's cell: a figure and, smaller, what qualifies it."""
+    """A table's cell: a figure and a smaller note, such as its interval."""
 
     text: str
     note: str = ""
@@ -38,8 +38,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows below column titles; the first column names the row, `strong` names the row to look at. Cells of
-    `has_prose` are sentences, not figures."""
+    """Rows below column titles. The first column names the row; `strong` names the row to highlight. With
+    `has_prose` the cells are sentences, not figures."""
 
     caption: str
     columns: Sequence[str]
@@ -70,9 +70,9 @@ class Figures:
 class Answer:
     """One video in answer to a query.
 
-    ends: what stands below the curve's left and right end. moment: in words. curve: frame scores over time.
-    strips: frames as data URIs, first those over the curve's width, then those of the moment; none where the video
-    cannot be shown, and `note` says why.
+    ends: labels below the left and right end of the curve. moment: the moment in words. curve: frame scores over time.
+    strips: filmstrips as data URIs, first of the whole curve, then of the moment; none if the video cannot be shown,
+    and then `note` says why.
     """
 
     rank: int
@@ -88,7 +88,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Question:
-    """One query with its answers. `rank` is that of its first relevant video."""
+    """One query with its answers. `rank` is the rank of its first relevant video."""
 
     text: str
     rank: int
@@ -109,7 +109,7 @@ Block = Text | Facts | Table | Figures | Questions
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page. `missing` says, instead of blocks, what is not there and which command makes it."""
+    """A part of the page. If it has no data, `missing` says what is missing and which command makes it."""
 
     anchor: str
     title: str
@@ -119,7 +119,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """The report: a title, the questions a reader comes with and their answers in a sentence, and the sections."""
+    """The report: a title, the reader's main questions with short answers, and the sections."""
 
     title: str
     subtitle: str
@@ -128,7 +128,7 @@ class Page:
 
 
 def render(page: Page) -> str:
-    """Write a page as one HTML text that needs no other file and no script."""
+    """Render a page as one HTML document that needs no other file and no script."""
     environment = Environment(
         loader=PackageLoader("prvr_ray.report", "templates"),
         autoescape=True,
@@ -142,5 +142,5 @@ def render(page: Page) -> str:
 
 
 def _code(text: str) -> Markup:
-    """The text, escaped, with what stands in backticks as code."""
+    """Escape the text and mark words in backticks as code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))

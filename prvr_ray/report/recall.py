@@ -1,4 +1,4 @@
-"""The section about retrieval: how well each row finds, how sure that is, what helped, and where it fails."""
+"""The section about retrieval: recall of each row with intervals, what helped, and where retrieval fails."""
 
 import numpy as np
 
@@ -12,19 +12,21 @@ ANCHOR, TITLE = "retrieval", "Retrieval"
 _COLUMNS = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "r100": "R@100", "sumr": "SumR", "medr": "MedR",
             "meanr": "MeanR", "map": "mAP"}  # fmt: skip
 _BY_RATIO = "sumr"
-_FEW = 10  # answers that somebody looks through
+_FEW = 10  # number of answers that a user looks through
 _CALLED = {
     "teacher": "the teacher alone",
     "inheritance": "the inheritance branch alone",
     "exploration": "the exploration branch alone",
     "fused": "the fused student",
     "teacher+student": "teacher and student together",
+    "chosen": "the mixture chosen on validation",
+    "chosen+hubness": "that mixture with hubness subtracted",
 }
 Intervals = dict[str, np.ndarray]
 
 
 def recall_section(evaluation: Evaluation, how: Bootstrap) -> Section:
-    """Build the section: what helped, the table with intervals, recall by moment-to-video ratio."""
+    """Build the section: what helped, the table with intervals, SumR by moment-to-video ratio."""
     intervals = evaluation.intervals(how)
     figures = [_interval_figure(evaluation, intervals, how)]
     if np.isfinite(evaluation.ratios).any():
@@ -36,11 +38,11 @@ def recall_section(evaluation: Evaluation, how: Bootstrap) -> Section:
 
 
 def beat_teacher(evaluation: Evaluation, how: Bootstrap) -> str:
-    """Whether the fused student beat its teacher, in a sentence."""
+    """Say whether the fused student beat its teacher."""
     found = _gap(evaluation, "fused", "teacher", how)
     means = {row: evaluation.values_QM[row].mean(axis=0)[SUMR] for row in ("fused", "teacher")}
-    answer = "Yes" if found.low > 0 else "No" if found.high < 0 else "Not that this split could tell"
-    among = {row: percent(_share_among_first(_FEW, evaluation, row)) for row in means}
+    answer = "Yes" if found.low > 0 else "No" if found.high < 0 else "This split cannot tell"
+    among = {row: percent(_fraction_among_first(_FEW, evaluation, row)) for row in means}
     interval = f"{percent(how.confidence)} interval {signed(found.low)} to {signed(found.high)}"
     return (
         f"{answer}: SumR {means['fused']:.1f} against {means['teacher']:.1f}, a difference of {signed(found.mean)} "
@@ -50,8 +52,8 @@ def beat_teacher(evaluation: Evaluation, how: Bootstrap) -> str:
 
 
 def where_it_fails(evaluation: Evaluation) -> str:
-    """The weakest group by moment-to-video ratio and the queries that are lost, in a sentence or two."""
-    not_first, not_among_few = (percent(1 - _share_among_first(number, evaluation, "fused")) for number in (1, _FEW))
+    """Name the weakest group by moment-to-video ratio and count the queries without a relevant top answer."""
+    not_first, not_among_few = (percent(1 - _fraction_among_first(number, evaluation, "fused")) for number in (1, _FEW))
     lost = (
         f"For {not_first} of the queries the right video is not the first answer, for {not_among_few} it is not among "
         f"the first {_FEW}."
@@ -61,28 +63,28 @@ def where_it_fails(evaluation: Evaluation) -> str:
         return lost
     weakest = min(groups, key=lambda name: groups[name][_BY_RATIO])
     return (
-        f"{lost} Weakest where the moment fills {_percent(weakest)} of its video: SumR "
+        f"{lost} Recall is lowest where the moment fills {_percent(weakest)} of its video: SumR "
         f"{groups[weakest][_BY_RATIO]:.1f}, against {summarize(evaluation.ranks['fused'])[_BY_RATIO]:.1f} overall."
     )
 
 
-def _share_among_first(number: int, evaluation: Evaluation, row: str) -> float:
-    """Share of the queries with a relevant video among so many answers."""
+def _fraction_among_first(number: int, evaluation: Evaluation, row: str) -> float:
+    """Compute the fraction of queries with a relevant video among the first `number` answers."""
     return float(np.mean([ranks_q[0] <= number for ranks_q in evaluation.ranks[row]]))
 
 
 def what_helped(evaluation: Evaluation, how: Bootstrap) -> str:
-    """Each row against the one that it should improve on, in plain sentences."""
+    """Compare each row with the one that it should improve on, in sentences."""
     pairs = [("fused", "teacher"), *(("fused", branch) for branch in ("inheritance", "exploration"))]
-    pairs.append(("teacher+student", "fused"))
+    pairs += [("teacher+student", "fused"), ("chosen", "fused"), ("chosen", "teacher"), ("chosen+hubness", "chosen")]
     said = [str(_gap(evaluation, *pair, how)) for pair in pairs if set(pair) <= set(evaluation.ranks)]
     return f"{'. '.join(_capital(sentence) for sentence in said)}."
 
 
 def _moments(found: dict[str, float]) -> str:
     """`found`: r1_iou0.5 and so on -> percent."""
-    said = ", ".join(f"by {name.partition('iou')[2]} for {share:.1f} %" for name, share in found.items())
-    return f"In the right video, the found moment overlaps the annotated one (IoU) at least {said} of the queries."
+    said = ", ".join(f"{name.partition('iou')[2]} for {recall:.1f} %" for name, recall in found.items())
+    return f"In the right video, the IoU of the found and the annotated moment is at least {said} of the queries."
 
 
 def _gap(evaluation: Evaluation, above: str, below: str, how: Bootstrap) -> Gap:
@@ -97,7 +99,7 @@ def _table(evaluation: Evaluation, intervals: Intervals, how: Bootstrap) -> Tabl
         rows.append([row, *(_cell(name, summary[name], ends.get(name)) for name in _COLUMNS)])
     caption = (
         f"{evaluation.split} split, protocol {evaluation.protocol}, {count(len(evaluation.query_ids), 'query')}; below "
-        f"each figure its {100 * how.confidence:.0f} % interval, resampling videos. R@K in percent, SumR their sum."
+        f"each figure its {100 * how.confidence:.0f} % interval, resampling videos. R@K in percent; SumR is their sum."
     )
     return Table(caption, ["row", *_COLUMNS.values()], rows, strong="fused")
 
@@ -127,7 +129,7 @@ def _ratio_figure(evaluation: Evaluation) -> Figure:
     bars = {row: [found[name][_BY_RATIO] for name in names] for row, found in groups.items()}
     return Figure(
         draw_groups(sizes, bars, "SumR"),
-        "SumR by how much of its video the moment fills. Short moments in long videos are the hard ones.",
+        "SumR by the fraction of its video that a moment fills. Short moments in long videos are hard to find.",
         "Bar chart of SumR for each row, grouped by moment-to-video ratio",
     )
 

@@ -1,4 +1,4 @@
-"""The section about what was run: encoders, settings that are not the defaults, versions, and every stage's time."""
+"""The section about what was run: encoders, settings that differ from the defaults, versions, and time per command."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,8 +11,8 @@ from prvr_ray.report.wording import duration
 ANCHOR, TITLE = "setup", "What was run"
 Record = Mapping[str, Any]
 
-_RATED = ("frames", "queries", "rendered", "epochs")  # a rate is of the first that a command has
-_NO_COUNTS = ("exit_code", "best")  # best: the settings that a search found
+_RATED = ("frames", "queries", "rendered", "epochs")  # the rate of a command is that of its first such count
+_NO_COUNTS = ("exit_code", "best")  # best: the settings that a search found, not a count
 
 
 def setup_section(
@@ -22,9 +22,9 @@ def setup_section(
 
     Args:
         where: URI of the collection.
-        spec: of the feature set; None where there is none.
+        spec: spec.json of the feature set; None if it has none.
         settings: section -> field -> value, as a run's config.yaml holds them.
-        history: as `prvr_ray.history.read_history` returns it.
+        history: as `prvr_ray.collection.history.read_history` returns it.
     """
     facts = [("collection", where), *(_encoder_facts(spec) if spec else ())]
     if history:
@@ -36,7 +36,7 @@ def setup_section(
 
 
 def differing(settings: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Any, Any]]:
-    """The settings whose value is not the default: path, value, default."""
+    """Yield the settings whose value is not the default: path, value, default."""
     for section, values in settings.items():
         defaults = SECTIONS[section]().model_dump()
         for field, value in values.items():
@@ -58,7 +58,7 @@ def _settings_table(settings: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def _stage_table(history: Sequence[Record]) -> Table:
-    """One row for each command. A command that was called again only went on: its longest call tells what it did."""
+    """Make a table with one row per command. Repeated calls only resume, so the longest call is shown."""
     calls: dict[str, list[Record]] = {}
     for record in history:
         calls.setdefault(record["command"], []).append(record)
@@ -70,12 +70,12 @@ def _stage_table(history: Sequence[Record]) -> Table:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(longest["ended_at"]))
         said = ", ".join(f"{name} {counts[name]:,}" for name in counts)
         rows.append([command, when, duration(seconds), _rate(counts, seconds), said])
-    columns = ["command", "ended", "took", "rate", "what it counted"]
+    columns = ["command", "ended", "took", "rate", "counts"]
     return Table("Commands, the longest call of each", columns, rows, has_prose=True)
 
 
 def _rate(counts: Mapping[str, int], seconds: float) -> str:
-    """How much a second, or a minute where that is more readable; nothing for a command without such a count."""
+    """Format a rate per second, or per minute if that is more readable; empty for a command without such a count."""
     name = next((name for name in _RATED if counts.get(name)), None)
     if name is None:
         return ""
@@ -84,7 +84,7 @@ def _rate(counts: Mapping[str, int], seconds: float) -> str:
 
 
 def _counts(summary: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, int]]:
-    """Whole numbers by name, those of one level below with both names."""
+    """Yield the whole numbers of a summary by name; those one level down have both names."""
     for name, value in summary.items():
         if name in _NO_COUNTS:
             continue

@@ -1,4 +1,4 @@
-"""The sections about a search study and about an ablation, from the summaries that these leave in tune/."""
+"""The sections about a search study and about an ablation, built from their summaries in tune/."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,20 +6,20 @@ from typing import Any
 
 from prvr_ray.report.figures import Chart, Dimension, draw_bars, draw_endings, draw_parallel
 from prvr_ray.report.page import Block, Cell, Figure, Figures, Section, Table, Text
-from prvr_ray.report.wording import count, interval, signed, spread
+from prvr_ray.report.wording import count, seed_cells
 
 ANCHOR, TITLE = "study", "Search study"
 ABLATION_ANCHOR, ABLATION_TITLE = "ablation", "What each part of the method brings"
 _MAX_DIMENSIONS = 6
 _MAX_BARS = 10
-_ENOUGH = 3  # trials a setting, before its importance means much
+_ENOUGH = 3  # trials per setting; with fewer, importance means little
 _NUM_STRONG = 3
 Summary = Mapping[str, Any]
 Trials = Sequence[Mapping[str, Any]]
 
 
 def study_section(name: str, summary: Summary) -> Section:
-    """Verdict and proof, what mattered, what was tried, what was stopped.
+    """Build the section: verdict, confirmation, importance of the settings, trials.
 
     Args:
         summary: tune/<study>/summary.json.
@@ -41,7 +41,7 @@ def study_section(name: str, summary: Summary) -> Section:
 
 
 def ablation_section(summary: Summary) -> Section:
-    """The questions of an ablation, each with its finding and its variants.
+    """Build the section: each question with its finding and a table of its variants.
 
     Args:
         summary: tune/<study>/summary.json.
@@ -54,28 +54,17 @@ def ablation_section(summary: Summary) -> Section:
 
 
 def _seed_table(configurations: Sequence[Mapping[str, Any]], seeds: Sequence[int], reference: str) -> Table:
-    """Configurations that were trained on several seeds, each with its paired difference to the reference."""
+    """Make a table of configurations trained on several seeds, each with its paired difference to the reference."""
     rows = [
         [
             row["name"],
-            spread(row["validation"]),
-            _difference(row["validation_gain"]),
-            spread(row["test"]),
-            _difference(row["test_gain"]),
+            *(Cell(text, note) if note else text for text, note in seed_cells(row, ["validation", "test"])),
         ]
         for row in configurations
     ]
-    caption = f"SumR over {count(len(seeds), 'seed')}, mean ± standard deviation; differences are paired by seed"
+    caption = f"SumR over {count(len(seeds), 'seed')}, mean ± standard deviation; differences are paired"
     columns = ["configuration", "validation", f"against {reference}", "test", f"against {reference}"]
     return Table(caption, columns, rows, strong=reference)
-
-
-def _difference(difference: Mapping[str, Any] | None) -> str | Cell:
-    if difference is None:
-        return "–"
-    if difference["low"] is None:
-        return signed(difference["mean"])
-    return Cell(signed(difference["mean"]), interval(difference["low"], difference["high"]))
 
 
 def _curve_figure(trials: Trials) -> Figure:
@@ -83,7 +72,7 @@ def _curve_figure(trials: Trials) -> Figure:
     for trial in trials:
         epochs = sorted(trial["curve"], key=int)
         by_state[trial["state"]].append(([int(epoch) for epoch in epochs], [trial["curve"][epoch] for epoch in epochs]))
-    caption = "Validation SumR of every trial. A cross is where the scheduler stopped one that fell behind."
+    caption = "Validation SumR of every trial. A cross marks a trial that the scheduler stopped."
     return Figure(
         draw_endings({state: curves for state, curves in by_state.items() if curves}, Chart("epoch", "SumR")),
         caption,
@@ -95,8 +84,8 @@ def _importance_figure(importance: Mapping[str, float], num_trials: int) -> Figu
     top = sorted(importance, key=lambda path: -importance[path])[:_MAX_BARS]
     doubt = ", too few to rely on" if num_trials < _ENOUGH * len(importance) else ""
     return Figure(
-        draw_bars({path: importance[path] for path in top}, "share of the variance that it explains"),
-        f"How much each setting mattered for SumR, most of all {top[0]}; from {count(num_trials, 'trial')}{doubt}.",
+        draw_bars({path: importance[path] for path in top}, "fraction of the variance explained"),
+        f"Importance of each setting for SumR, {top[0]} first; from {count(num_trials, 'trial')}{doubt}.",
         f"Bar chart of the importance of {len(top)} settings",
     )
 
@@ -112,13 +101,13 @@ def _parallel_figure(finished: Trials, summary: Summary) -> Figure:
     strong = sorted(range(len(best)), key=lambda number: -best[number])[:_NUM_STRONG]
     return Figure(
         draw_parallel(dimensions, strong),
-        f"Finished trials across the settings that mattered; the best {len(strong)} stand out.",
+        f"Finished trials across the most important settings; the best {len(strong)} are highlighted.",
         "Parallel coordinates of the finished trials",
     )
 
 
 def _dimension(path: str, values: Sequence[Any], rule: Mapping[str, Sequence[Any]]) -> Dimension:
-    """Where values stand between the bounds of a rule of the search space."""
+    """Place values between the bounds of their setting in the search space: 0 at the lower bound, 1 at the upper."""
     [(kind, bounds)] = rule.items()
     label = path.rpartition(".")[2].replace("_", " ")
     if kind == "choice":

@@ -16,17 +16,17 @@ def training_section(epochs: Sequence[Metrics]) -> Section:
     """Build the section.
 
     Args:
-        epochs: one epoch's metrics each, as `prvr_ray.student.training.epoch_metrics` names them, and `is_best`.
+        epochs: metrics of each epoch, named as in `prvr_ray.student.training.epoch_metrics`, and `is_best`.
     """
     if not epochs:
-        return Section(ANCHOR, TITLE, missing="The run has no metrics yet: `prvr train` puts them after each epoch.")
+        return Section(ANCHOR, TITLE, missing="The run has no metrics yet: `prvr train` writes them after each epoch.")
     best = best_epoch(epochs)
     figures = [_recall_figure(epochs, best), _loss_figure(epochs, best), _schedule_figure(epochs, best)]
     return Section(ANCHOR, TITLE, [Text(_summary(epochs, best)), Figures(figures), Facts(_speed(epochs))])
 
 
 def best_epoch(epochs: Sequence[Metrics]) -> Metrics:
-    """The epoch whose checkpoint is kept: the last one that was better than all before it."""
+    """Return the epoch whose checkpoint is kept: the last one that was better than all before it."""
     return next(metrics for metrics in reversed(epochs) if metrics["is_best"])
 
 
@@ -56,14 +56,16 @@ def _loss_figure(epochs: Sequence[Metrics], best: Metrics) -> Figure:
         for part in parts
     ]
     chart = Chart("epoch", "loss, weighted", mark=_mark(best), log_y=True)
-    caption = "Parts of the training loss with their weights, mean over an epoch's steps; logarithmic."
+    caption = "Weighted parts of the training loss, mean over the steps of an epoch; logarithmic scale."
     return Figure(draw_lines(lines, chart), caption, f"Line chart of {len(parts)} loss parts over the epochs")
 
 
 def _schedule_figure(epochs: Sequence[Metrics], best: Metrics) -> Figure:
     names = {"schedule/distillation": "distillation", "schedule/alpha": "alpha", "schedule/beta": "beta"}
     lines = [Line(label, _column(epochs, "epoch"), _column(epochs, name)) for name, label in names.items()]
-    caption = "What decays: the distillation weight, the share of hard labels (alpha), the hard part of a label (beta)."
+    caption = (
+        "The decays: distillation weight, fraction of hard labels (alpha), hard fraction of a softened label (beta)."
+    )
     chart = Chart("epoch", "factor", mark=_mark(best))
     return Figure(draw_lines(lines, chart), caption, "Line chart of the three schedules over the epochs")
 
@@ -73,9 +75,9 @@ def _speed(epochs: Sequence[Metrics]) -> list[tuple[str, str]]:
         return sum(_column(epochs, name)) / len(epochs)
 
     return [
-        ("videos per second, mean of the epochs", f"{mean('speed/videos_per_s'):,.0f}"),
-        ("time of a step, mean", f"{1000 * mean('speed/step_s'):.0f} ms"),
-        ("share of it that waited for data", f"{100 * mean('speed/data_wait_share'):.1f} %"),
+        ("videos per second, mean over epochs", f"{mean('speed/videos_per_s'):,.0f}"),
+        ("time per step, mean over epochs", f"{1000 * mean('speed/step_s'):.0f} ms"),
+        ("fraction of it spent waiting for data", f"{100 * mean('speed/data_wait_share'):.1f} %"),
     ]
 
 

@@ -1,1 +1,1 @@
-"""Windows, exact scoring and top-k, moments and metrics. Arrays in, arrays out: no storage, no Ray."""
+"""Windows, exact scoring and top-k, moments and metrics. Functions take and return arrays: no storage, no Ray."""

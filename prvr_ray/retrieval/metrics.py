@@ -1,6 +1,6 @@
-"""Ranks and what is reported of them: R@K, SumR, MedR, MeanR, mAP, and moments found.
+"""Ranks and the metrics computed from them: R@K, SumR, MedR, MeanR and mAP; and the recall of moments.
 
-Ranks count from 1 and ties count against the relevant video, so that a constant score earns nothing.
+Ranks start at 1, and ties count against the relevant video, so that a constant score earns nothing.
 Shape suffixes: Q queries, V videos.
 """
 
@@ -21,15 +21,16 @@ def ranks(scores_QV: np.ndarray | torch.Tensor, relevant: Sequence[Sequence[int]
         relevant: per query, the columns of its relevant videos; a query may have none.
 
     Returns:
-        Per query, the sorted int64 ranks (from 1) of all its relevant videos. Of equal scores, irrelevant videos
+        Per query, the sorted int64 ranks (from 1) of all its relevant videos. Among equal scores, irrelevant videos
         come first.
 
     Raises:
-        ValueError: NaN scores, another number of queries, or a column that does not exist.
+        ValueError: NaN scores, lists in `relevant` that do not match the rows in number, or a column that does not
+            exist.
     """
     scores_QV = np.asarray(scores_QV)
     if len(relevant) != len(scores_QV):
-        raise ValueError(f"scores have {len(scores_QV)} queries, relevant has {len(relevant)}")
+        raise ValueError(f"scores have {len(scores_QV)} queries, but `relevant` has {len(relevant)}")
     if np.isnan(scores_QV).any():
         raise ValueError("scores hold NaN")
     return [_ranks_of_one(row_V, columns) for row_V, columns in zip(scores_QV, relevant, strict=True)]
@@ -64,12 +65,12 @@ def summarize(ranks_of_queries: Sequence[np.ndarray]) -> dict[str, float]:
         ranks_of_queries: per query, the sorted ranks of its relevant videos, as `ranks` returns them.
 
     Returns:
-        r1, r5, r10, r100: percent, the mean share of a query's relevant videos among the first K, where K videos
-        are all that can be found; sumr: their sum; medr and meanr: median and mean rank of a query's best
-        relevant video; map: mean average precision, in [0, 1].
+        r1, r5, r10, r100: percent, the mean fraction of a query's relevant videos among the first K; a query with more
+        than K of them counts as complete with K. sumr: their sum. medr, meanr: median and mean rank of a query's best
+        relevant video. map: mean average precision, in [0, 1].
 
     Raises:
-        ValueError: no query at all, or a query without a relevant video.
+        ValueError: no queries, or a query without a relevant video.
     """
     if not ranks_of_queries or not all(len(ranks_q) for ranks_q in ranks_of_queries):
         raise ValueError("metrics need at least one query, and a relevant video for every query")
@@ -95,12 +96,12 @@ def summarize_by_ratio(
 
     Args:
         ranks_of_queries: as for `summarize`.
-        ratios: (Q,) in [0, 1]; NaN where a query has no annotated moment: it is in no group.
-        edges: inner borders of the groups, rising.
+        ratios: (Q,) in [0, 1]; NaN for a query without an annotated moment, which is in no group.
+        edges: inner borders of the groups, ascending.
 
     Returns:
-        "0.0-0.2" and so on -> the summary and `queries`, the group's size. A group holds its upper border; one
-        without a query is left out.
+        "0.0-0.2" and so on -> the summary and `queries`, the group's size. A group includes its upper border; groups
+        without queries are left out.
     """
     borders = [0.0, *edges, 1.0]
     group_of = np.where(np.isnan(ratios), -1, np.searchsorted(np.asarray(edges), ratios, side="left"))
@@ -113,19 +114,19 @@ def summarize_by_ratio(
 
 
 def _edge(value: float) -> str:
-    """With one decimal, or as many as it has."""
+    """Format with one decimal, or with more where the value has more."""
     return max(f"{value:.1f}", f"{value:g}", key=len)
 
 
 def moment_recall(
     spans: np.ndarray, annotated: Sequence[np.ndarray], thresholds: Sequence[float] = (0.3, 0.5, 0.7)
 ) -> dict[str, float]:
-    """Share of queries whose one predicted span overlaps an annotated moment enough.
+    """Compute the fraction of queries whose single predicted span overlaps an annotated moment enough.
 
     Args:
-        spans: (Q, 2) start and end in seconds; NaN where nothing was predicted: counted as missed.
-        annotated: per query, (num_moments, 2) in seconds, at least one; the best overlap counts.
-        thresholds: of the intersection over union.
+        spans: (Q, 2) start and end in seconds; NaN where nothing was predicted, which counts as a miss.
+        annotated: per query, (num_moments, 2) in seconds, at least one; the largest overlap is used.
+        thresholds: the least intersection over union for a hit.
 
     Returns:
         "r1_iou0.3" and so on, percent. Without queries, an empty dict.
@@ -137,7 +138,7 @@ def moment_recall(
 
 
 def temporal_iou(span: np.ndarray, moments: np.ndarray) -> np.ndarray:
-    """Intersection over union of one span with several, all (start, end) in seconds; 0 for NaN or empty spans."""
+    """Return the intersection over union of one span with each of several; (start, end) in seconds, 0 for NaN spans."""
     overlap = np.minimum(span[1], moments[:, 1]) - np.maximum(span[0], moments[:, 0])
     union = np.maximum(span[1], moments[:, 1]) - np.minimum(span[0], moments[:, 0])
     with np.errstate(invalid="ignore", divide="ignore"):

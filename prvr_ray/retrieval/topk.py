@@ -1,7 +1,7 @@
-"""Running top-k by video: the order of answers, and the merge that search and the score job share.
+"""Running top-k by video: the order of answers, and the merge that `search` and the score job share.
 
-Merging by video and then by k is exact: a video of the final answer is beaten by fewer than k videos overall, so by
-fewer than k within any part, with its best window in the part that holds it.
+Merging partial answers by video, then keeping k, is exact. Fewer than k videos beat a video of the final answer
+overall, so fewer than k beat it in the part that holds its best window, and that part's k best include it.
 
 Shape suffixes: Q queries, K places, E extras.
 """
@@ -11,16 +11,17 @@ from dataclasses import dataclass, fields
 
 import torch
 
+_PLACES_AT_ONCE = 1 << 22  # places merged at a time: 117 MB with two extras, of which a merge makes about four copies
+
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """Candidates of each query, one a place. A place without a candidate has score -inf and ordinals -1.
+    """Candidates of each query, one per place. An empty place has score -inf and ordinals -1.
 
     Attributes:
         scores_QK: float32.
         videos_QK, windows_QK: int64 ordinals.
-        extras_QKE: float64, what travels with an answer: its branch scores, and whatever the caller adds behind them;
-            NaN where nothing is known.
+        extras_QKE: values kept with each answer, such as its branch scores; NaN where unknown. Any float dtype.
     """
 
     scores_QK: torch.Tensor
@@ -29,14 +30,22 @@ class Answers:
     extras_QKE: torch.Tensor
 
     @classmethod
-    def none(cls, num_queries: int, num_places: int, num_extras: int, device: torch.device | str) -> "Answers":
+    def none(
+        cls,
+        num_queries: int,
+        num_places: int,
+        num_extras: int,
+        device: torch.device | str,
+        dtype: torch.dtype = torch.float32,
+    ) -> "Answers":
+        """Make empty places. dtype: of the extras."""
         shape = (num_queries, num_places)
         nothing_QK = torch.full(shape, -1, dtype=torch.int64, device=device)
         return cls(
             torch.full(shape, -torch.inf, device=device),
             nothing_QK,
             nothing_QK.clone(),
-            torch.full((*shape, num_extras), torch.nan, dtype=torch.float64, device=device),
+            torch.full((*shape, num_extras), torch.nan, dtype=dtype, device=device),
         )
 
     def __getitem__(self, rows: slice | torch.Tensor) -> "Answers":
@@ -47,7 +56,7 @@ class Answers:
             mine[rows] = theirs
 
     def take(self, order_QK: torch.Tensor) -> "Answers":
-        """The places of each query in another order, or some of them."""
+        """Return the given places of each query, in the given order."""
         return Answers(*(_take(tensor, order_QK) for tensor in _tensors(self)))
 
     def first(self, k: int) -> "Answers":
@@ -55,8 +64,25 @@ class Answers:
 
 
 def side_by_side(parts: Sequence[Answers]) -> Answers:
-    """All places of several answers to the same queries."""
+    """Join the places of several answers to the same queries."""
     return Answers(*(torch.cat(column, dim=1) for column in zip(*map(_tensors, parts), strict=True)))
+
+
+def merge_into(best: Answers, answers: Answers, names: Sequence[str], repeats: bool) -> None:
+    """Merge more answers to the same queries into the best so far, in place.
+
+    Only some queries are merged at a time: merging copies its places about four times, and at k = 10,000 copies of all
+    places would need more memory than the answers themselves.
+
+    Args:
+        best: k places per query, sorted.
+        answers, names, repeats: as for `merge_top_k`.
+    """
+    num_queries, k = best.scores_QK.shape
+    step = max(1, _PLACES_AT_ONCE // (k + answers.scores_QK.shape[1]))
+    for start in range(0, num_queries, step):
+        rows = slice(start, start + step)
+        best[rows] = merge_top_k(side_by_side([best[rows], answers[rows]]), k, names, repeats)
 
 
 def merge_top_k(answers: Answers, k: int, names: Sequence[str], repeats: bool) -> Answers:
@@ -64,8 +90,8 @@ def merge_top_k(answers: Answers, k: int, names: Sequence[str], repeats: bool) -
 
     Args:
         answers: any number of places, in any order.
-        k: places of the result; missing ones are empty.
-        names: video ordinal -> video_id: equal scores go by video_id, then by window.
+        k: places of the result; those without a video are empty.
+        names: video ordinal -> video_id. Answers of equal score are ordered by video_id, then by window.
         repeats: whether a query may have several windows of one video among its places.
     """
     answers = _ordered(answers, names)
@@ -74,7 +100,7 @@ def merge_top_k(answers: Answers, k: int, names: Sequence[str], repeats: bool) -
     missing = k - answers.scores_QK.shape[1]
     if missing > 0:
         num_queries, _, num_extras = answers.extras_QKE.shape
-        empty = Answers.none(num_queries, missing, num_extras, answers.scores_QK.device)
+        empty = Answers.none(num_queries, missing, num_extras, answers.scores_QK.device, answers.extras_QKE.dtype)
         answers = side_by_side([answers, empty])
     return answers.first(k)
 
@@ -82,6 +108,7 @@ def merge_top_k(answers: Answers, k: int, names: Sequence[str], repeats: bool) -
 def _ordered(answers: Answers, names: Sequence[str]) -> Answers:
     answers = answers.take(_descending(answers.scores_QK))
     scores_QK = answers.scores_QK
+    # Few queries have ties, and only theirs need the strings.
     is_tied_Q = ((scores_QK[:, 1:] == scores_QK[:, :-1]) & scores_QK[:, 1:].isfinite()).any(1)
     rows = is_tied_Q.nonzero().flatten()
     if len(rows):
@@ -90,7 +117,7 @@ def _ordered(answers: Answers, names: Sequence[str]) -> Answers:
 
 
 def _by_name(answers: Answers, names: Sequence[str]) -> Answers:
-    """Order by score, then video_id, then window, with one stable sort each, the last key first."""
+    """Order by score, then video_id, then window: one stable sort per key, beginning with the last key."""
     known, place_QK = answers.videos_QK.unique(return_inverse=True)
     ids = [names[video] if video >= 0 else "" for video in known.tolist()]
     by_id = torch.tensor(sorted(range(len(ids)), key=ids.__getitem__), device=known.device)
@@ -101,7 +128,8 @@ def _by_name(answers: Answers, names: Sequence[str]) -> Answers:
 
 
 def _without_repeats(answers: Answers) -> Answers:
-    """Empty all places of a video but its first, and move empty places to the end."""
+    """Empty all places of a video except its first, and move empty places to the end."""
+    # The sort is stable and the places come best first, so the first of equal videos is the video's best window.
     videos_QK, order_QK = answers.videos_QK.sort(dim=1, stable=True)
     is_repeat_QK = torch.zeros_like(videos_QK, dtype=torch.bool)
     is_repeat_QK[:, 1:] = (videos_QK[:, 1:] == videos_QK[:, :-1]) & (videos_QK[:, 1:] >= 0)

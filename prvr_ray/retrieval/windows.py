@@ -1,8 +1,8 @@
-"""Cuts a video's frames into windows that the student can take, and keeps the time that every frame stands for.
+"""Cuts a video's frames into windows of a length that the student takes, and keeps the time span of every frame.
 
-A window's frames are half-open spans of time: frame f spans [edges_s[f], edges_s[f + 1]). So moments are right whatever
-the frame rate, the sampling or the cut. Vectors are averaged by the student's own sampling; here are only places
-and times. Shape suffixes: n frames of a video, F frames of a window.
+Frame f of a window covers the half-open span [edges_s[f], edges_s[f + 1]), so moments are right for any frame rate,
+sampling and cut. This module handles frame numbers and times only; `sample_uniform` of the student averages the
+vectors. Shape suffixes: n frames of a video, F frames of a window.
 """
 
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ class Window:
 
     Attributes:
         start, stop: half-open range of the video's frames.
-        edges_s: (F + 1) float64, rising, seconds since the start of the stream. F is stop - start, or the limit where
-            the frames are sampled down to it.
+        edges_s: (F + 1) float64, ascending, seconds as a player shows them. F is stop - start, or the limit where the
+            frames are sampled down to it.
     """
 
     start: int
@@ -31,12 +31,12 @@ def cut_windows(
     """Cut a video into windows of at most `limit` frames.
 
     Args:
-        timestamps_s: (n,) rising, of the video's frames; NaN where times are unknown: then so are the edges.
-        duration_s: of the video; None or too short a value: the last frame lasts as long as the one before.
-        limit: frames that the student takes.
-        windowing: `whole`, one window, sampled down to the limit (METHOD: "Data preparation"), or `windows`, cuts of
-            `limit` frames; the last one ends with the video and overlaps more.
-        overlap: frames that neighbouring cuts share.
+        timestamps_s: (n,) ascending, of the video's frames; NaN where times are unknown, which makes the edges NaN.
+        duration_s: of the video. If None or too short, the last frame lasts as long as the one before it.
+        limit: the most frames that the student takes.
+        windowing: `whole`, one window, sampled down to the limit (METHOD: "Data preparation"); or `windows`, windows of
+            `limit` frames, of which the last ends with the video and so may overlap more.
+        overlap: frames that neighbouring windows share.
 
     Returns:
         The windows in order; none for a video without frames.
@@ -56,7 +56,7 @@ def cut_windows(
 
 
 def window_starts(n: int, limit: int, windowing: str, overlap: int) -> list[int]:
-    """The first frame of each window that `cut_windows` makes of n frames; none of no frames.
+    """Return the first frame of each window that `cut_windows` makes of n frames; an empty list for n = 0.
 
     Raises:
         ValueError: an overlap that leaves no step, or an unknown windowing.
@@ -71,20 +71,25 @@ def window_starts(n: int, limit: int, windowing: str, overlap: int) -> list[int]
 
 
 def frame_edges(timestamps_s: np.ndarray, duration_s: float | None) -> np.ndarray:
-    """Times between which each frame is the nearest one, from the start of the video to its end: (n + 1) float64."""
+    """Return the times halfway between frames, from the first picture to the end of the video: (n + 1) float64.
+
+    The first frame covers as much time before its timestamp as after it, not everything from 0 on: where the sound
+    starts before the picture, the first frame comes later.
+    """
     times = np.asarray(timestamps_s, dtype=np.float64)
     if np.isnan(times).any():
         return np.full(len(times) + 1, np.nan)
     middles = (times[1:] + times[:-1]) / 2
     last_gap = times[-1] - times[-2] if len(times) > 1 else 0.0
     end = max(duration_s or 0.0, times[-1] + last_gap / 2)
-    return np.concatenate([[min(0.0, times[0])], middles, [end]])
+    begin = max(0.0, times[0] - (middles[0] - times[0])) if len(times) > 1 else 0.0
+    return np.concatenate([[min(begin, times[0])], middles, [end]])
 
 
 def sample_starts(n: int, limit: int) -> np.ndarray:
-    """The first frame of each of the `limit` parts that n > limit frames are averaged into: (limit,) int64.
+    """Return the first frame of each of the `limit` parts that n > limit frames are averaged into: (limit,) int64.
 
-    The last part ends with the video here; the published average leaves its last frame out.
+    Here the last part ends with the video's last frame, which the published average leaves out.
     """
     edges = np.round(np.arange(limit + 1) / limit * n).astype(np.int64)
     return edges.clip(0, n - 1)[:-1]

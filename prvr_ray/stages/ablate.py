@@ -6,13 +6,15 @@ from typing import Any
 
 from prvr_ray.collection import declare_spec
 from prvr_ray.config import Config
+from prvr_ray.runs.training_data import TrainingData
 from prvr_ray.stages.session import connect
-from prvr_ray.stages.study import Runner, identity, open_study, run_on_seeds, seeds
-from prvr_ray.stages.training_data import TrainingData
-from prvr_ray.stages.trial_training import Training, check_splits, trial_worker
+from prvr_ray.stages.trial import Training, check_splits, check_trials, pin_data, size_trial_worker
+from prvr_ray.stages.trial_runner import Runner, run_on_seeds
 from prvr_ray.storage import put_json, put_json_if_absent
-from prvr_ray.tuning.ablations import Question, distinct, finding, questions
-from prvr_ray.tuning.comparison import compare, run_name
+from prvr_ray.tuning.ablations import Question, deduplicate, list_questions, state_finding
+from prvr_ray.tuning.query_ranks import read_queries_in
+from prvr_ray.tuning.seed_comparison import Queries, compare, name_run
+from prvr_ray.tuning.study import OLDER, check_ablation, list_seeds, open_study
 from prvr_ray.tuning.trial import Trial
 
 
@@ -30,10 +32,10 @@ def ablate(
     Args:
         config: `student` and `train` are the base configuration; of `tune` the seeds, the noise and the resources.
         root: the collection.
-        study: name; the files stand in ROOT/tune/<study>.
+        study: its name; its files lie in ROOT/tune/<study>.
         features: name of the feature set.
         address: of a Ray cluster; None: embedded.
-        dry_run: only say what would be trained.
+        dry_run: check everything and report what would be trained; train nothing.
 
     Returns:
         For each question its rows and what they show; exit_code is 1 where no run finished.
@@ -43,23 +45,27 @@ def ablate(
     """
     begun = time.monotonic()
     store = open_study(root, study)
-    asked = questions(config)
-    trained, trained_as = distinct(asked, config)
-    data = TrainingData.of(root, features)
+    data = pin_data(TrainingData.of(root, features), store)
+    config = data.settle(config)
+    asked = list_questions(config)
+    trained, trained_as = deduplicate(asked, config)
+    spec = check_ablation(store, config)
     test_split = check_splits(data, config)
+    check_trials(config)
     if dry_run:
         return {"variants": len(trained), "runs": len(trained) * config.tune.num_seeds, "output": store.uri}
-    declare_spec(store, {"kind": "ablation", **identity(config)})
-    data = data.pinned(put_json_if_absent(store, "plan.json", data.plan), store.uri)
+    declare_spec(store, spec, older=OLDER)
+    put_json_if_absent(store, "plan.json", data.plan)
     with connect(address):
-        worker, max_concurrent = trial_worker(config)
-        runner = Runner(config, Training(data, test_split), worker, max_concurrent)
+        worker, max_concurrent = size_trial_worker(config)
+        runner = Runner(config, Training(data, test_split, keeps_ranks=True), worker, max_concurrent)
         runs = run_on_seeds(store.child("proof"), runner, trained, "ablate")
+    queries = read_queries_in(store.child("proof"))
     summary = {
         "kind": "ablation",
-        "questions": [_answer(question, trained_as, runs, config) for question in asked],
+        "questions": [_answer(question, trained_as, runs, queries, config) for question in asked],
         "confidence": config.tune.confidence,
-        "seeds": seeds(config),
+        "seeds": list_seeds(config),
     }
     put_json(store, "summary.json", summary)
     return {
@@ -70,16 +76,23 @@ def ablate(
     }
 
 
-def _answer(question: Question, trained_as: dict[str, str], runs: dict[str, Trial], config: Config) -> dict[str, Any]:
-    named = {
-        run_name(name, seed): runs[run_name(trained_as[name], seed)]
-        for name in question.variants
-        for seed in seeds(config)
-    }
-    rows = compare(question.variants, seeds(config), named, question.reference, config.tune.confidence)
+def _answer(
+    question: Question, trained_as: dict[str, str], runs: dict[str, Trial], queries: Queries, config: Config
+) -> dict[str, Any]:
+    seeds = list_seeds(config)
+    trained = {name_run(name, seed): name_run(trained_as[name], seed) for name in question.variants for seed in seeds}
+    named = {name: runs[run] for name, run in trained.items()}
+    rows = compare(
+        question.variants,
+        seeds,
+        named,
+        question.reference,
+        config.tune.confidence,
+        lambda run, split: queries(trained[run], split),
+    )
     return {
         "title": question.title,
         "reference": question.reference,
         "rows": [dataclasses.asdict(row) for row in rows],
-        "finding": finding(question, {row.name: row for row in rows}),
+        "finding": state_finding(question, {row.name: row for row in rows}),
     }

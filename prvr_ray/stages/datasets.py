@@ -1,18 +1,18 @@
-"""Datasets of Ray Data that the long pipelines begin with."""
+"""Makes the Ray Data datasets with which ingest and index start."""
 
 import pyarrow as pa
 import ray
 
-_START_DEATHS = 3  # workers that may die one after the other while they load: a spot node goes whenever it likes
-_WAIT_FOR_NODES_S = 6 * 3600.0  # Ray's own limit, half an hour without progress, is short where GPUs are scarce
+_START_DEATHS = 3  # consecutive workers that may die while loading: a spot node may vanish at any time
+_WAIT_FOR_NODES_S = 6 * 3600.0  # Ray's default of half an hour without progress is too short if GPUs are scarce
 
 
-def dataset_of(tasks: list[pa.Table], block_bytes: int) -> ray.data.Dataset:
-    """One block a task. What follows from it inherits its context.
+def make_dataset(tasks: list[pa.Table], block_bytes: int) -> ray.data.Dataset:
+    """Make a dataset with one block per task. Datasets derived from it inherit its context.
 
     Args:
-        tasks: tables of one schema.
-        block_bytes: what a worker gives back travels on when there is so much of it.
+        tasks: tables with the same schema.
+        block_bytes: size at which a worker's output is passed on to the next stage.
     """
     dataset = ray.data.from_arrow(tasks)
     dataset.context.target_max_block_size = block_bytes

@@ -1,6 +1,6 @@
-"""`prvr demo`: from nothing to answers. Makes a world and a teacher, then calls every stage as its command does.
+"""`prvr demo`: renders a world, trains a teacher, then calls every stage as its command does.
 
-Every step leaves what it made below ROOT, and the same command goes on from there.
+Every step keeps its results below ROOT; run again, the command resumes from them.
 """
 
 import json
@@ -13,17 +13,20 @@ import numpy as np
 import ray
 from rich.console import Console
 
-from prvr_ray.collection import declare_spec
+from prvr_ray.collection import declare_spec, existing_collection
+from prvr_ray.collection.history import record
 from prvr_ray.config import Config, DemoSettings
-from prvr_ray.corpus.synthetic import Script, plan_world, queries_of, render, still
-from prvr_ray.encoders.tiny_teacher import IMAGE_SIZE, save_encoder, train_tiny_teacher
-from prvr_ray.history import record
+from prvr_ray.demo.tiny_teacher import IMAGE_SIZE, save_encoder, train_tiny_teacher
+from prvr_ray.demo.world import Script, plan_world, queries_of, render, still
+from prvr_ray.encoders import load_encoder
+from prvr_ray.features.importing import import_collection
+from prvr_ray.index.teacher_encoder import TEACHER
+from prvr_ray.progress import Steps
 from prvr_ray.report.build import report
+from prvr_ray.scores.lookup import open_lookup
 from prvr_ray.stages.evaluate import evaluate
-from prvr_ray.stages.imports import import_collection
 from prvr_ray.stages.index import index
 from prvr_ray.stages.ingest import ingest
-from prvr_ray.stages.progress import Steps
 from prvr_ray.stages.score import score
 from prvr_ray.stages.session import connect
 from prvr_ray.stages.train import train
@@ -31,6 +34,7 @@ from prvr_ray.stages.tune import tune
 from prvr_ray.storage import open_store
 
 NAME = "demo"  # of the run, the study, the index, the scores and the report
+_NUM_ANSWERS = 3  # of the question before training
 
 Summary = dict[str, Any]
 
@@ -43,13 +47,14 @@ def demo(config: Config, *, root: str) -> Summary:
         root: a local folder. The videos lie in its folder world/, the teacher in teacher/.
 
     Returns:
-        What each step returned, and its seconds: `evaluate` holds the table of the test split, `report` the page.
+        What each step returned, with its seconds: `ask_teacher` has what the teacher's index answers before training,
+        `evaluate` the table of the test split, `report` the page.
 
     Raises:
-        ValueError: `root` is no local folder, or holds a demo with other settings.
+        ValueError: `root` is not a local folder, or holds a demo with other settings.
     """
     if "://" in root:
-        raise ValueError(f"the demo renders its videos into a local folder; --root {root} is none")
+        raise ValueError(f"the demo needs a local folder; --root {root} is not one")
     home = Path(root).resolve()
     world, teacher = home / "world", home / "teacher"
     declare_spec(open_store(str(world)), config.demo.model_dump())
@@ -75,6 +80,8 @@ def _stages(config: Config, root: str, world: Path) -> dict[str, Callable[[], Su
     return {
         "import": lambda: import_collection("jsonl", f"{world}/captions.jsonl", root),
         "ingest": lambda: ingest(config.ingest, root=root, videos=f"{world}/videos.jsonl"),
+        "index_teacher": lambda: index(config.index, root=root, index=TEACHER, teacher=True),
+        "ask_teacher": lambda: _ask_teacher(root),
         "train": lambda: train(config, root=root, run=NAME),
         "tune": lambda: tune(config.model_copy(update={"train": trials}), root=root, study=NAME),
         "index": lambda: index(config.index, root=root, run=NAME, index=NAME),
@@ -82,6 +89,17 @@ def _stages(config: Config, root: str, world: Path) -> dict[str, Callable[[], Su
         "evaluate": lambda: evaluate(config.evaluate, config.index, root=root, run=NAME, split="test"),
         "report": lambda: report(config.report, root=root, run=NAME),
     }
+
+
+def _ask_teacher(root: str) -> Summary:
+    """Ask the teacher's index the first question of the test split: what can be had before any training."""
+    collection = existing_collection(root)
+    lookup = open_lookup(collection, TEACHER)
+    text = collection.queries("test")["text"][0].as_py()
+    [found] = lookup.best(lookup.embed_texts(load_encoder(lookup.text_encoder, "cpu"), [text]), _NUM_ANSWERS)
+    shown = ("video_id", "score", "start_s", "end_s")
+    answers = [{name: getattr(answer, name) for name in shown} for answer in found]
+    return {"query": text, "answers": [{"rank": rank, **answer} for rank, answer in enumerate(answers, start=1)]}
 
 
 def _completed(config: Config, teacher: Path) -> Config:
@@ -121,7 +139,7 @@ def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _teach(settings: DemoSettings, folder: Path) -> Summary:
-    """Train the teacher on stills, unless it is there."""
+    """Train the teacher on stills, unless that has been done."""
     if not (folder / "model.safetensors").exists():
         rng = np.random.default_rng(settings.seed)
         images, captions = zip(*(still(rng, IMAGE_SIZE) for _ in range(settings.num_stills)), strict=True)

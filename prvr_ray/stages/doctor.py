@@ -1,4 +1,4 @@
-"""Checks a machine or a cluster before hours are spent on it: each line is ok, or says what to do."""
+"""`prvr doctor`: checks a machine or cluster before long jobs. Each check is ok or says what to do."""
 
 import contextlib
 import os
@@ -13,20 +13,21 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from prvr_ray.collection import open_collection, unmatched_captions
 from prvr_ray.encoders import describe_encoder
 from prvr_ray.stages.session import connect
-from prvr_ray.storage import new_name, open_store
+from prvr_ray.storage import make_shard_name, open_store
 
-_NODE_S = 180.0  # one node's answers: a cold image imports torch and reads the encoder's weights
+_NODE_S = 180.0  # timeout per node: on a cold image it imports torch and reads the encoder's weights
 _SHARED_MEMORY = "/dev/shm"
-_MOST_SKEW_S = 5.0  # of two rows of one video the newer counts, by the clocks of their writers
+_MOST_SKEW_S = 5.0  # of two rows of one video the newer is live, by the clocks of their writers
 _FULL_SHARE = 0.9  # of a disk; Ray stops spilling at 0.95
 _COUNT_GPUS = "import torch; print(torch.cuda.device_count())"
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line. `detail` is what was seen, or what to do."""
+    """The result of one check. `detail` says what was found or what to do."""
 
     name: str
     ok: bool
@@ -34,18 +35,20 @@ class Check:
 
 
 def doctor(address: str | None, root: str, encoder: str = "") -> dict[str, Any]:
-    """Check every node of a cluster, and its way to storage.
+    """Check every node of a cluster and its access to storage.
 
     Args:
-        address: of the cluster; None: this machine, with a Ray of its own.
-        root: the collection, there or not; a few bytes are written below it and deleted.
+        address: of the cluster; None: this machine, where Ray is started.
+        root: URI of the collection, which need not exist; a few bytes are written below it and deleted.
         encoder: MODEL:PRETRAINED whose weights every node must have; empty: not checked.
 
     Returns:
-        checks: [{name, ok, detail}], and exit_code 1 where one of them is not ok.
+        checks: [{name, ok, detail}], and exit_code 1 if any of them is not ok.
     """
     checks = [_storage("storage from here", root)]
-    mark = f"doctor/{new_name('mark')}" if checks[0].ok else ""
+    mark = f"doctor/{make_shard_name('mark')}" if checks[0].ok else ""
+    if checks[0].ok:
+        checks += _captions(root)
     try:
         with contextlib.ExitStack() as stack:
             if mark:
@@ -67,7 +70,7 @@ def doctor(address: str | None, root: str, encoder: str = "") -> dict[str, Any]:
 
 
 def _node(node: dict[str, Any], answer: ray.ObjectRef) -> Iterator[Check]:
-    """One node's own checks under its name, and its clock against ours."""
+    """Yield the checks of one node, prefixed with its name, and compare its clock with ours."""
     name = node["NodeManagerAddress"]
     try:
         for check in ray.get(answer, timeout=_NODE_S):
@@ -99,31 +102,35 @@ def _look(resources: dict[str, float], root: str, mark: str, encoder: str) -> li
 
 
 def _storage(name: str, root: str, mark: str = "") -> Check:
-    """Write, read both ways, conditional put and delete; mark: an object that stands there."""
-    key = f"doctor/{new_name('check')}"
+    """Check put, both ways of reading, conditional put and delete. mark: key of an object that must be visible."""
+    key = f"doctor/{make_shard_name('check')}"
     try:
         store = open_store(root)
         with contextlib.ExitStack() as stack:
             first = store.put_if_absent(key, b"first")
             stack.callback(store.delete, key)
             second = store.put_if_absent(key, b"second")
-            stands = store.get(key)
-            with store.open(key) as file:  # Arrow's own way, on which shards are read
+            content = store.get(key)
+            with store.open(key) as file:  # random access, as shards are read
                 opened = file.read()
             is_shared = not mark or store.exists(mark)
-    except Exception as error:  # every store has its own errors; this line is where they are shown
+    except Exception as error:  # every store has its own errors; the check reports them
         return Check(
             name, False, f"{root}: {' '.join(str(error).split())}; check the role's permissions and the bucket"
         )
     if not is_shared:
-        return Check(name, False, f"{root}: what was put elsewhere is not there; ROOT must be storage that all share")
-    if (first, second, stands, opened) != (True, False, b"first", b"first"):
-        return Check(name, False, f"{root} overwrites what a conditional put must keep; use another store")
+        return Check(
+            name,
+            False,
+            f"{root}: an object put by another node is not visible here; ROOT must be storage that all nodes share",
+        )
+    if (first, second, content, opened) != (True, False, b"first", b"first"):
+        return Check(name, False, f"{root}: a conditional put replaces an existing object; use another store")
     return Check(name, True, f"{root}: write, conditional put, read, delete")
 
 
 def _gpus(num_promised: int) -> Check:
-    """Ray's count of GPUs against what torch can open, in a process that Ray has not hidden them from."""
+    """Compare Ray's count of GPUs with torch's, counted in a process from which Ray has not hidden them."""
     if not num_promised:
         return Check("gpus", True, "none")
     environment = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
@@ -150,7 +157,7 @@ def _disk() -> Check:
 
 
 def _shared_memory(num_bytes: int) -> Check:
-    """Whether Ray's object store lies in memory: Ray moves it to the disk where shared memory is smaller."""
+    """Check that Ray's object store fits in shared memory: Ray puts a larger one on disk."""
     if not os.path.isdir(_SHARED_MEMORY):
         return Check("shared memory", True, f"no {_SHARED_MEMORY} on this system; Ray needs none")
     total = shutil.disk_usage(_SHARED_MEMORY).total
@@ -166,3 +173,19 @@ def _encoder(name: str) -> Check:
     except ValueError as error:
         return Check("encoder", False, str(error))
     return Check("encoder", True, f"{name}: weights {spec.weights_sha256[:12]}, {spec.embed_dim} dimensions")
+
+
+def _captions(root: str) -> list[Check]:
+    """Check that captions name videos of the collection. Nothing is checked before both exist."""
+    collection = open_collection(root)
+    queries, videos = collection.queries(), collection.videos()
+    if not len(queries) or not len(videos):
+        return []
+    known = {*videos["video_id"].to_pylist(), *collection.removed().to_pylist()}
+    found = unmatched_captions(queries, known)
+    if not found:
+        return [Check("captions", True, f"{len(queries)}, all of known videos")]
+    such_as = ", ".join(found["such_as"])
+    advice = "correct the names in the caption file and import it again"
+    detail = f"{found['captions']} of {len(queries)} name no video of the collection ({such_as}): {advice}"
+    return [Check("captions", False, detail)]

@@ -1,11 +1,13 @@
 """`prvr index`: a run's student encodes a feature set, through Ray Data, into shards of windows.
 
-A worker encodes videos and puts their windows itself. Vectors never leave its process: where indexers hold every CPU no
-other worker waits for one, and with a node only the tasks are lost that it had not ended.
+With `--teacher` the teacher's own vectors become the windows, and nothing is encoded.
 
-Videos whose windows all stand in the index with the same source are left alone: adding videos later adds shards. A
-video whose windows came to lie in several shards, of which a killed job put only some, is encoded again as a whole;
-readers take one row of each window.
+A worker encodes videos and puts their windows itself, so vectors never leave its process. No second kind of worker has
+to wait for a CPU where indexers hold them all, and the loss of a node costs only its unfinished tasks.
+
+Videos that already have all their windows, from the same file, are skipped: videos that are added later go into new
+shards. If a killed job put only some of a video's windows, the whole video is encoded again. At its end the job puts a
+manifest, and readers see all of its shards at once.
 """
 
 import itertools
@@ -20,34 +22,50 @@ import pyarrow.compute as pc
 from ray.data import ActorPoolStrategy, Dataset
 
 from prvr_ray import schema
-from prvr_ray.collection import FeatureSet, ShardFolder, declare_spec, existing_collection
+from prvr_ray.collection import Collection, FeatureSet, ShardFolder, declare_spec, existing_collection, preview_spec
+from prvr_ray.collection.manifest import read_manifest
+from prvr_ray.collection.shard_writer import PutShard, raise_put_errors
 from prvr_ray.config import IndexSettings
-from prvr_ray.runs import RunFolder, open_run
-from prvr_ray.stages.committing import PutShard, check_put
-from prvr_ray.stages.datasets import dataset_of
-from prvr_ray.stages.devices import device_of
-from prvr_ray.stages.index_folder import IndexFolder
-from prvr_ray.stages.progress import Steps
-from prvr_ray.stages.resources import Worker, pool_size, require
+from prvr_ray.devices import choose_device
+from prvr_ray.index.index import IndexFolder
+from prvr_ray.index.live_windows import summarize_shards
+from prvr_ray.index.manifest import commit, live_counts
+from prvr_ray.index.student_encoder import WindowEncoder, Windowing
+from prvr_ray.index.teacher_encoder import TEACHER, WINDOW_FRAMES, TeacherWindows
+from prvr_ray.progress import Steps
+from prvr_ray.runs.encoders import check_encoders
+from prvr_ray.runs.run import RunFolder, open_run
+from prvr_ray.stages.datasets import make_dataset
+from prvr_ray.stages.resources import Worker, choose_pool_size, require
 from prvr_ray.stages.session import connect
-from prvr_ray.stages.student_vectors import WindowEncoder, Windowing
 from prvr_ray.student.batching import prefetch
 
 _VIDEOS_PER_TASK = 256  # or more, until they fill a shard
-_SHARDS_PER_TASK = 8  # and no more videos than that: they are what a node's death costs
-_BLOCK_BYTES = 2**14  # less than what one full shard's acknowledgement takes, so that each comes at once
+_SHARDS_PER_TASK = 8  # the most, because a node that dies loses the work of its tasks
+_BLOCK_BYTES = 2**14  # smaller than the acknowledgement of a full shard, so that each one is passed on at once
 _FILE = ["video_id", "added_at"]  # one version of a video
 
 
 def index(
-    settings: IndexSettings, *, root: str, run: str, index: str, address: str | None = None, dry_run: bool = False
+    settings: IndexSettings,
+    *,
+    root: str,
+    index: str,
+    run: str | None = None,
+    teacher: bool = False,
+    features: str = "",
+    address: str | None = None,
+    dry_run: bool = False,
 ) -> dict[str, Any]:
-    """Bring an index up to date with the feature set that its run was trained on.
+    """Bring an index up to date with its feature set: that of its run, or, of the teacher alone, any.
 
     Args:
         root: the collection.
-        run: a training run; its best student encodes.
+        run: a training run; its best student encodes. FROM_ROOT:RUN: one of another collection, whose features were
+            made by the same encoders.
         index: name of the index.
+        teacher: index the teacher's own frame vectors instead: no run, and no caption, is needed.
+        features: the feature set, with `teacher`; empty: default.
         address: of a Ray cluster; None: embedded.
         dry_run: only say what would be done.
 
@@ -55,26 +73,59 @@ def index(
         Counts of videos, windows and frames that were added.
 
     Raises:
-        ValueError: no such run or feature set, or the index stands with another student or windowing.
+        ValueError: neither a run nor the teacher, or both; no such run or feature set, features of other encoders than
+            the run's or without teacher vectors, or the index exists with another student or windowing.
     """
-    collection, folder = existing_collection(root), open_run(root, run)
+    if (run is not None) == teacher or (features and not teacher):
+        raise ValueError("index either a run's student, --run RUN, or the teacher alone, --teacher [--features SET]")
+    collection, folder, note = existing_collection(root), None, None
+    if run is None:
+        feature_set = collection.features(features or "default")
+        spec = _teacher_spec(feature_set, settings)
+    else:
+        folder = open_run(root, run)
+        feature_set, note = _features_of(folder, run, collection)
+        spec = _spec(folder, feature_set, settings)
+    target = IndexFolder(collection, index)
+    (preview_spec if dry_run else declare_spec)(target.store, spec)
+    present = summarize_shards(target.shards, target.shards.present(), {})
+    work = _pending(feature_set, live_counts(target.shards, present), Windowing(**spec["windowing"]))
+    num_videos = pc.count_distinct(work["video_id"]).as_py()
+    counts: dict[str, Any] = {"videos": num_videos, "dry_run": dry_run}
+    if not dry_run:
+        if not read_manifest(target.store):  # from here on readers see no shard of this job before it ends
+            commit(target.shards, present)
+        if num_videos:
+            with connect(address):
+                counts = _index_videos(settings, folder, feature_set, target, work, spec)
+        commit(target.shards, present)
+    return {**counts, **({"note": note} if note else {}), "output": target.store.uri}
+
+
+def _features_of(folder: RunFolder, run: str, collection: Collection) -> tuple[FeatureSet, str | None]:
+    """The feature set that a run was trained on, or its like in this collection, and a line for the user."""
     plan = folder.plan()
     if plan is None:
         raise ValueError(f"run {run!r} has not begun; `prvr train` makes it")
     features = collection.features(plan["features"])
-    spec = _spec(folder, features, settings)
-    target = IndexFolder(collection, index)
-    if not dry_run:
-        declare_spec(target.store, spec)
-    work = _missing(features, target, Windowing(**spec["windowing"]))
-    num_videos = pc.count_distinct(work["video_id"]).as_py()
-    counts: dict[str, Any] = {"videos": num_videos, "dry_run": dry_run}
-    if not dry_run:
-        if num_videos:
-            with connect(address):
-                counts = _index_videos(settings, folder, features, target, work, spec)
-        target.note_shards()
-    return {**counts, "output": target.store.uri}
+    where = f"features/{plan['features']} of {collection.store.uri}"
+    return features, check_encoders(plan.get("encoders"), features.spec(), f"run {run!r}", where)
+
+
+def _teacher_spec(features: FeatureSet, settings: IndexSettings) -> dict[str, Any]:
+    """spec.json of an index of the teacher alone. Its frames are all kept: only cuts, never samples, of long videos."""
+    spec = features.spec()
+    if not spec.get("teacher", {}).get("dim"):
+        raise ValueError(f"{features.store.uri} holds no vectors of a teacher: ingest, or import, with one")
+    num_frames = settings.window_frames or WINDOW_FRAMES
+    return {
+        "made_by": TEACHER,
+        "features": features.store.uri.rpartition("/")[2],
+        "features_spec": spec,
+        "branches": [TEACHER],
+        "dim": spec["teacher"]["dim"],
+        "windowing": asdict(Windowing("windows", num_frames, settings.overlap_frames)),
+    }
 
 
 def _spec(folder: RunFolder, features: FeatureSet, settings: IndexSettings) -> dict[str, Any]:
@@ -84,7 +135,7 @@ def _spec(folder: RunFolder, features: FeatureSet, settings: IndexSettings) -> d
     if num_frames > config.student.max_frames:
         raise ValueError(f"index.window_frames={num_frames}; the run's student takes {config.student.max_frames}")
     return {
-        "run": folder.store.uri.rpartition("/")[2],
+        "run": folder.refer_from(features.collection.store.uri),
         **folder.best_weights(),
         "features": features.store.uri.rpartition("/")[2],
         "features_spec": features.spec(),
@@ -94,16 +145,19 @@ def _spec(folder: RunFolder, features: FeatureSet, settings: IndexSettings) -> d
     }
 
 
-def _missing(features: FeatureSet, target: IndexFolder, windowing: Windowing) -> pa.Table:
-    """The segments of complete videos of which a window is not indexed from the same source yet, by shard and row."""
+def _pending(features: FeatureSet, windows: pa.Table, windowing: Windowing) -> pa.Table:
+    """The segments of complete videos of which a window is not indexed from the same file yet, by shard and row.
+
+    windows: how many are present of each file, as `live_counts` says.
+    """
     complete = features.complete().select([*_FILE, "num_frames", "shard", "row"])
-    indexed = _indexed(complete, target.count_windows(), windowing)
+    indexed = _indexed(complete, windows, windowing)
     wanted = complete.join(indexed, keys=_FILE, join_type="left anti")
     return wanted.sort_by([("shard", "ascending"), ("row", "ascending")])
 
 
 def _indexed(segments: pa.Table, windows: pa.Table, windowing: Windowing) -> pa.Table:
-    """The videos of `segments`, by file, of which all windows stand; windows: how many do, by file."""
+    """Return the videos of `segments`, by file, that have all their windows. windows: how many exist, by file."""
     videos = segments.group_by(_FILE).aggregate([("num_frames", "sum")])
     num_windows_V = _num_windows(videos["num_frames_sum"].to_numpy(), windowing)
     videos = videos.append_column("expected", pa.array(num_windows_V))
@@ -125,10 +179,10 @@ def _windows_of(work: pa.Table, windowing: Windowing) -> tuple[np.ndarray, np.nd
 
 
 def _tasks(work: pa.Table, windowing: Windowing, rows_per_shard: int, num_indexers: int) -> list[pa.Table]:
-    """Cut the work into tasks of some videos each, which lie near one another.
+    """Divide the work into tasks of consecutive videos.
 
-    A task has enough videos to fill a shard, fewer where an indexer would be left with none, and no more than some
-    shards' worth: a single video may exceed that.
+    A task has enough videos to fill a shard, or fewer if some indexer would otherwise have no task. It has at most
+    about `_SHARDS_PER_TASK` shards of windows, unless a single video has more.
     """
     video_of_row, num_windows_V = _windows_of(work, windowing)
     enough = min(rows_per_shard, num_windows_V.sum() / num_indexers)
@@ -150,7 +204,7 @@ class _IndexPlan:
     """What an indexing worker needs. name: the start of its shards' names. rows_per_shard: at most."""
 
     features: FeatureSet
-    run: RunFolder
+    run: RunFolder | None
     spec: dict[str, Any]
     pass_frames: int
     num_gpus: float
@@ -163,19 +217,28 @@ class _IndexPlan:
         return Windowing(**self.spec["windowing"])
 
 
+def _encoder(plan: _IndexPlan) -> WindowEncoder | TeacherWindows:
+    if plan.run is None:
+        return TeacherWindows(plan.windowing)
+    student = plan.run.load_student(plan.spec)
+    return WindowEncoder(student, plan.windowing, plan.pass_frames, choose_device(plan.num_gpus))
+
+
 class _IndexVideos:
-    """Encodes the videos of located feature rows and puts their windows; what comes is for `check_put`."""
+    """Encodes the videos of located feature rows and puts their windows; `raise_put_errors` checks what it yields."""
 
     def __init__(self, plan: _IndexPlan):
-        self._plan, student = plan, plan.run.load_student(plan.spec)
-        self._encoder = WindowEncoder(student, plan.windowing, plan.pass_frames, device_of(plan.num_gpus))
+        self._plan = plan
+        self._encoder = _encoder(plan)
         self._put = PutShard(plan.shards, plan.name)
 
     def __call__(self, work: pa.Table) -> Iterator[pa.Table]:
-        """Put shards of one size, the next one being encoded meanwhile; the first that cannot be put is the last."""
+        """Put shards of equal size while the next one is encoded; stop at the first that cannot be put."""
         num_rows = int(_windows_of(work, self._plan.windowing)[1].sum())
         num_shards = -(-num_rows // self._plan.rows_per_shard)
-        windows = self._encoder.encode(self._plan.features.read_videos(work, columns=("student",)))
+        windows = self._encoder.encode(
+            self._plan.features.read_videos(work, columns=("student",) if self._plan.run else (TEACHER,))
+        )
         shards = _shards_of(windows, -(-num_rows // max(1, num_shards)))
         for acknowledged in prefetch(self._put, shards, depth=1):
             yield acknowledged
@@ -196,7 +259,7 @@ def _shards_of(tables: Iterable[pa.Table], num_rows: int) -> Iterator[pa.Table]:
 
 
 def _index_videos(
-    settings: IndexSettings, run: RunFolder, features: FeatureSet, target: IndexFolder, work: pa.Table, spec: Any
+    settings: IndexSettings, run: RunFolder | None, features: FeatureSet, target: IndexFolder, work: pa.Table, spec: Any
 ) -> dict[str, Any]:
     worker = Worker("indexer", settings.indexer_cpus, settings.indexer_gpus, labels=settings.indexer_labels)
     require(worker)
@@ -207,12 +270,12 @@ def _index_videos(
         features, run, spec, settings.pass_frames, settings.indexer_gpus, target.shards, name, rows_per_shard
     )
     tasks = _tasks(work, plan.windowing, rows_per_shard, settings.num_indexers)
-    put = dataset_of(tasks, _BLOCK_BYTES).map_batches(
+    put = make_dataset(tasks, _BLOCK_BYTES).map_batches(
         _IndexVideos,
         fn_constructor_args=(plan,),
         batch_size=None,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=pool_size(1, settings.num_indexers, len(tasks))),
+        compute=ActorPoolStrategy(size=choose_pool_size(1, settings.num_indexers, len(tasks))),
         **worker.options,
     )
     num_videos = pc.count_distinct(work["video_id"]).as_py()
@@ -226,7 +289,7 @@ def _follow(put: Dataset, num_videos: int) -> dict[str, int]:
     with Steps("index", num_videos, "videos") as steps:
         batch: Any
         for batch in put.iter_batches(batch_size=None, batch_format="pyarrow"):
-            check_put(batch)
+            raise_put_errors(batch)
             new = set(batch["video_id"].to_pylist()) - seen
             seen |= new
             num_windows += len(batch)

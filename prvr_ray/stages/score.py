@@ -1,7 +1,7 @@
-"""`prvr score`: exact top-k answers to many questions over an index, on a pool of Ray actors.
+"""`prvr score`: exact top-k answers to many queries over an index, on a pool of Ray actors.
 
-What a job is made of, and what its workers do, stands in `score_job`, its planning in `score_plan`; here its work is
-dealt out.
+`prvr_ray.scores.plan` plans a job, and `prvr_ray.scores.job` describes it and does the work of one actor. This module
+starts the actors and assigns their tasks.
 """
 
 from collections import Counter, deque
@@ -14,20 +14,20 @@ import pyarrow as pa
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError
 
-from prvr_ray.collection import existing_collection
+from prvr_ray.collection import existing_collection, preview_spec
 from prvr_ray.config import ScoreSettings
-from prvr_ray.stages.devices import device_of
-from prvr_ray.stages.index_folder import IndexFolder
-from prvr_ray.stages.progress import Steps
-from prvr_ray.stages.query_vectors import QueryEncoder, QueryPlan
-from prvr_ray.stages.resources import Worker, pool_size, require, room
-from prvr_ray.stages.score_job import QUERIES_PER_FILE, Questions, ScoreJob, query_key
-from prvr_ray.stages.score_plan import begin_job, find_questions, plan_job, sizes
+from prvr_ray.devices import choose_device
+from prvr_ray.index.index import IndexFolder
+from prvr_ray.progress import Steps
+from prvr_ray.scores.job import ADVICE, QUERIES_PER_FILE, QueryVectors, ScoreJob, query_key
+from prvr_ray.scores.plan import begin_job, find_queries, plan_job, sizes
+from prvr_ray.scores.query_encoder import QueryEncoder, QueryPlan
+from prvr_ray.stages.resources import Worker, choose_pool_size, count_room, require
 from prvr_ray.stages.session import connect
 from prvr_ray.storage import put_json
 
 Json = dict[str, Any]
-_MOST_LOSSES = 5  # of the scorers of one task: after that the task is taken to be what ends them
+_MOST_LOSSES = 5  # lost scorers per task; one more, and the task itself is taken to be the cause
 
 
 def score(
@@ -39,9 +39,10 @@ def score(
     output: str,
     address: str | None = None,
     allow_missing: bool = False,
+    encoder: str = "",
     dry_run: bool = False,
 ) -> Json:
-    """Answer questions with the best videos of an index. What a killed call did is gone on from.
+    """Answer queries with the best videos of an index. Resumes from the work of an interrupted call.
 
     Args:
         root: the collection.
@@ -49,78 +50,80 @@ def score(
         queries: a split of the collection, a parquet, jsonl, csv or txt file of text, or `-`: lines of standard input.
         output: name of the job; its answers go to scores/<output>.
         address: of a Ray cluster; None: embedded.
-        allow_missing: go on without shards that are lost or damaged; the plan says so.
+        allow_missing: leave out shards that are missing or damaged; the summary names them.
+        encoder: where the text encoder is now, MODEL:WEIGHTS; empty: where the features' spec says.
         dry_run: only say what would be done.
 
     Returns:
-        Counts of queries, windows, bytes and units; and the shards that were missing.
+        Counts of queries, windows (those of removed videos included), bytes and units; the shards that were missing;
+        and `top_k_cut_to` where the index has fewer videos than were asked for.
 
     Raises:
-        ValueError: unusable questions, no such index, shards that are lost, or a job of that name that asks otherwise.
+        ValueError: unusable queries, no such index, missing shards, or a job of that name that asks otherwise.
     """
     folder = IndexFolder(existing_collection(root), index)
-    rows, query_plan, left_out = find_questions(queries, folder, output)
+    rows, query_plan, left_out = find_queries(queries, folder, output, encoder)
     spec, plan = plan_job(settings, folder, rows, query_plan)
-    _refuse(plan["missing"], allow_missing)
+    if plan["missing"] and not allow_missing:
+        raise ValueError(f"{'; '.join(plan['missing'])}. {ADVICE}")
     counts: Json = {"queries": len(rows), **left_out}
+    if plan["top_k"] < settings.top_k:
+        counts["top_k_cut_to"] = plan["top_k"]
     if left_out.get("queries_without_features"):
         counts["warning"] = "queries without features have no answers; `prvr ingest` encodes captions"
     if dry_run:
+        preview_spec(query_plan.store, spec)
         return {**counts, **sizes(plan), "output": query_plan.store.uri}
     job = begin_job(settings, folder, query_plan, spec, plan)
     if done := job.finished():
         return _finish(job, {**done, "units_scored": 0})
-    gone = folder.unreadable(job.plan["shards"])
-    _refuse(list(gone.values()), allow_missing)
-    job = replace(job, absent=tuple(gone))
-    job.note_absent()
-    units = job.wanted_units()
-    if job.wanted_blocks():
+    job = replace(job, allow_missing=allow_missing)
+    job.drop_incomplete()
+    units = job.pending_units()
+    if job.pending_blocks():
         with connect(address):
             scorers = start_scorers(job, len(units), query_plan, settings)
-            files = _query_files(rows, query_plan)
-            _deal(scorers, "put_queries", files, "queries", [len(part) for _, part in files])
-            _deal(scorers, "score", units, "units")
-            _deal(scorers, "merge", [(block,) for block in job.wanted_blocks()], "blocks")
-    missing = [*job.plan["missing"], *gone.values()]
+            files = _pending_query_files(rows, query_plan)
+            run_on_pool(scorers, "put_queries", files, "queries", [len(part) for _, part in files])
+            run_on_pool(scorers, "score", units, "units")
+            run_on_pool(scorers, "merge", [(block,) for block in job.pending_blocks()], "blocks")
+    missing = [*job.plan["missing"], *job.missing_shards()]
     return _finish(job, {**counts, **sizes(job.plan), "units_scored": len(units), "missing": missing})
-
-
-def _refuse(missing: list[str], allow_missing: bool) -> None:
-    if missing and not allow_missing:
-        advice = "Restore it, or delete what is damaged and index again, or go on without by --allow-missing"
-        raise ValueError(f"{'; '.join(missing)}. {advice}")
 
 
 def start_scorers(job: ScoreJob, num_tasks: int, queries: QueryPlan, settings: ScoreSettings) -> list[Any]:
     """Ask for the actors of the pool; those of nodes that are still to start come later."""
     worker = Worker("scorer", settings.scorer_cpus, settings.scorer_gpus, labels=settings.scorer_labels)
     require(worker)
-    num_scorers = pool_size(1, settings.num_scorers or max(1, room(worker)), num_tasks)
-    # Spot nodes come and go: an actor starts again elsewhere, and what it had in hand is done again.
+    num_scorers = choose_pool_size(1, settings.num_scorers or max(1, count_room(worker)), num_tasks)
+    # Spot nodes come and go: an actor restarts elsewhere, and its unfinished call is repeated.
     remote = ray.remote(Scorer).options(max_restarts=-1, max_task_retries=-1, **worker.options)
     return [remote.remote(job, queries, settings.scorer_gpus) for _ in range(num_scorers)]
 
 
-def _deal(scorers: list[Any], method: str, tasks: list[tuple], unit: str, sizes: list[int] | None = None) -> None:
-    """Give each scorer that has come up a task, and the next one when it is done. The first error ends the job.
+def run_on_pool(scorers: list[Any], method: str, tasks: list[tuple], unit: str, sizes: list[int] | None = None) -> None:
+    """Call a method once for each task; a scorer gets a task when it has started, and the next when it is done.
 
-    The task of a lost scorer goes to the next free one, for no node may come where Ray could start the lost one again.
-    A task that is done twice puts the same content under the same name.
+    The first error ends the job. The task of a lost scorer goes to the next free one, since Ray may find no node to
+    start the lost one again. A task that is done twice puts the same content under the same name.
+
+    Args:
+        tasks: arguments of each call.
+        unit: what progress counts. sizes: how much of it each task is; None: one.
     """
     sizes = sizes or [1] * len(tasks)
     waiting, losses = deque(range(len(tasks))), Counter[int]()
     free: list[Any] = []
-    hands: dict[Any, tuple[Any, int | None]] = {scorer.ready.remote(): (scorer, None) for scorer in scorers}
+    in_flight: dict[Any, tuple[Any, int | None]] = {scorer.ready.remote(): (scorer, None) for scorer in scorers}
     num_left = len(tasks)
     with Steps(method, sum(sizes), unit) as steps:
         while num_left:
             while free and waiting:
                 scorer, next_task = free.pop(), waiting.popleft()
                 call = getattr(scorer, method).options(max_task_retries=0)
-                hands[call.remote(*tasks[next_task])] = scorer, next_task
-            (done, *_), _ = ray.wait(list(hands))
-            scorer, task = hands.pop(done)
+                in_flight[call.remote(*tasks[next_task])] = scorer, next_task
+            (done, *_), _ = ray.wait(list(in_flight))
+            scorer, task = in_flight.pop(done)
             if task is None:
                 ray.get(done)
                 free.append(scorer)
@@ -131,11 +134,11 @@ def _deal(scorers: list[Any], method: str, tasks: list[tuple], unit: str, sizes:
             else:
                 losses[task] += 1
                 waiting.append(task)
-                hands[scorer.ready.remote()] = scorer, None
+                in_flight[scorer.ready.remote()] = scorer, None
 
 
 def _is_done(answer: Any, method: str, num_losses: int) -> bool:
-    """Whether a task has ended, or its scorer was lost. Raises ValueError: why the job cannot go on."""
+    """Return whether a task is done; if not, its scorer was lost. Raises ValueError if the job cannot continue."""
     try:
         reason = ray.get(answer)
     except (RayActorError, OutOfMemoryError) as error:
@@ -149,38 +152,38 @@ def _is_done(answer: Any, method: str, num_losses: int) -> bool:
     return True
 
 
-def _query_files(rows: pa.Table, queries: QueryPlan) -> list[tuple[int, pa.Table]]:
-    """The questions whose vectors do not stand, by file."""
-    standing = {item.key for item in queries.store.list("queries/")}
+def _pending_query_files(rows: pa.Table, queries: QueryPlan) -> list[tuple[int, pa.Table]]:
+    """The queries whose vectors are still to be put, by query file."""
+    existing = {item.key for item in queries.store.list("queries/")}
     files = enumerate(range(0, len(rows), QUERIES_PER_FILE))
     return [
-        (number, rows.slice(start, QUERIES_PER_FILE)) for number, start in files if query_key(number) not in standing
+        (number, rows.slice(start, QUERIES_PER_FILE)) for number, start in files if query_key(number) not in existing
     ]
 
 
 class Scorer:
-    """An actor of the pool. Its methods return None, or why the job cannot go on: that must not be tried again."""
+    """An actor of the pool. Its methods return errors as text, or None: Ray would retry a call that raises."""
 
     def __init__(self, job: ScoreJob, queries: QueryPlan, num_gpus: float):
         self._job, self._queries = job, queries
-        self._device = device_of(num_gpus)
-        self._resident: tuple[int, Questions] | None = None
+        self._device = choose_device(num_gpus)
+        self._resident: tuple[int, QueryVectors] | None = None
 
     def ready(self) -> None:
-        """Answer: this actor has come up."""
+        """Return once this actor has started."""
 
     def put_queries(self, file: int, rows: pa.Table) -> str | None:
-        """Encode questions and put their vectors."""
+        """Encode queries and put their vectors."""
         return _reason(self._encoder.put, file, rows)
 
     def score(self, block: int, unit: int) -> str | None:
         """Put one partial, unless an earlier attempt did."""
-        if self._job.store.exists(self._job.unit_key(block, unit)):
+        if self._job.store.exists(self._job.partial_key(block, unit)):
             return None
         return _reason(self._score, block, unit)
 
     def merge(self, block: int) -> str | None:
-        """Turn a block's partials into its parts."""
+        """Put a block's parts."""
         return _reason(self._merge, block)
 
     @cached_property
@@ -189,8 +192,8 @@ class Scorer:
 
     def _score(self, block: int, unit: int) -> None:
         if self._resident is None or self._resident[0] != block:
-            self._resident = block, self._job.questions(block, self._device)
-        self._job.store.put(self._job.unit_key(block, unit), self._job.score(unit, self._resident[1]))
+            self._resident = block, self._job.read_queries(block, self._device)
+        self._job.put_partial(block, unit, self._resident[1])
 
     def _merge(self, block: int) -> None:
         for key, data in self._job.merge(block):
@@ -206,7 +209,7 @@ def _reason(work: Callable[..., None], *arguments: Any) -> str | None:
 
 
 def _finish(job: ScoreJob, summary: Json) -> Json:
-    """Put the summary, and drop what only a resumed call would need."""
+    """Put the summary, and delete the partials, which only an unfinished job needs."""
     summary = {**summary, "output": job.store.uri}
     put_json(job.store, "finished.json", summary)
     for item in job.store.list("partials/"):

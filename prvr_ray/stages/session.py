@@ -4,6 +4,8 @@ import contextlib
 import logging
 import os
 import socket
+import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 
@@ -11,21 +13,23 @@ import grpc
 import ray
 from ray.exceptions import RayTaskError
 
+from prvr_ray.devices import count_cpus
+
 _EMBEDDED_STORE_BYTES = 1 * 2**30
 _KNOCK_S = 5.0
 
 
 @contextlib.contextmanager
 def connect(address: str | None = None) -> Iterator[None]:
-    """Give a stage its Ray: the one that runs already, the cluster at `address`, or a local one of its own.
+    """Connect a stage to Ray: the running session, the cluster at `address`, or a new local one.
 
     Args:
-        address: of a Ray cluster (`auto`, `ray://HOST:10001`, `HOST:6379`); None starts Ray in this process's
-            machine and ends it with the stage, unless a cluster's job environment names one.
+        address: of a Ray cluster (`auto`, `ray://HOST:10001`, `HOST:6379`). None: the cluster in RAY_ADDRESS, as in a
+            cluster's job; otherwise Ray starts on this machine and stops with the stage.
 
     Raises:
-        ValueError: nothing answers at the address.
-        OSError, ValueError: a task's own: no permission, unusable input.
+        ValueError: no cluster answers at the address.
+        OSError, ValueError: raised by a task, such as no permission or unusable input.
     """
     _quiet()
     if ray.is_initialized():
@@ -42,26 +46,55 @@ def connect(address: str | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _workers_own_errors() -> Iterator[None]:
-    """Raise what a worker said, where it is meant for users; Ray's own word on it is the worker's traceback."""
+    """Raise the worker's own error if it is meant for users, instead of Ray's, whose message is a traceback."""
     try:
         yield
     except RayTaskError as error:
         raise (error.cause if isinstance(error.cause, (OSError, ValueError)) else error) from None
 
 
+@contextlib.contextmanager
+def hide_core_log() -> Iterator[None]:
+    """Keep the lines that Ray's C++ core prints while it starts (logging.cc) from standard error; pass on all others.
+
+    If configured to log less, the core first prints a line about that to the process's standard error.
+    """
+    if sys.stderr is None:  # the process has none, as in `prvr ... 2>&-`
+        yield
+        return
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as kept:
+        stderr = os.dup(2)
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            kept.seek(0)
+            os.write(2, b"".join(line for line in kept if b" logging.cc:" not in line))
+
+
 def _start(address: str | None) -> None:
+    with hide_core_log():
+        _start_or_join(address)
+
+
+def _start_or_join(address: str | None) -> None:
     if address:
         _join(address)
         return
     try:
         _start_here()
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"Ray does not start on this machine: {' '.join(str(error).split())}") from error
+        raise ValueError(f"Ray cannot start on this machine: {' '.join(str(error).split())}") from error
 
 
 def _start_here() -> None:
     ray.init(
         address="local",
+        num_cpus=count_cpus(),
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.WARNING,
@@ -80,7 +113,7 @@ def _join(address: str) -> None:
 
 
 def _knock(address: str) -> None:
-    """Fail soon where nothing listens, or something that is not Ray: Ray itself tries for minutes."""
+    """Fail early if nothing listens at the address, or something other than Ray: Ray itself retries for minutes."""
     if address.startswith(("http://", "https://")):
         raise ConnectionError("this is a dashboard; `prvr submit COMMAND --address` sends jobs to it")
     host, _, port = address.removeprefix("ray://").rpartition(":")
@@ -96,13 +129,16 @@ def _expect_grpc(address: str) -> None:
         try:
             grpc.channel_ready_future(channel).result(timeout=_KNOCK_S)
         except grpc.FutureTimeoutError:
-            raise ConnectionError("what answers there is not Ray; its own port is 6379, Ray Client's 10001") from None
+            raise ConnectionError("the server there is not Ray, whose port is 6379, or 10001 for Ray Client") from None
 
 
 def _quiet() -> None:
-    """Ray's own progress bars and start-up notices give way to ours."""
+    """Keep Ray's progress bars, start-up notices and C++ logs out of the user's terminal."""
+    # Ray's core prints an error for every actor that Ray Data starts (core_worker.cc: "constructor arguments in the
+    # object store"). It is harmless: Ray Data, not Ray, restarts such actors.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_TRAIN_ENABLE_V2_WARNINGS", "0")
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", "The maximum number of concurrent tasks")  # a short run needs fewer
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # a local token
+    warnings.filterwarnings("ignore", "The maximum number of concurrent tasks")  # harmless: short jobs need fewer
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # notices about a local token

@@ -1,10 +1,11 @@
-"""`prvr train`: distils a student with Ray Train, on one worker or many, and goes on after any kill.
+"""`prvr train`: distils a student with Ray Train, on one worker or many, and resumes after any kill.
 
-Checkpoints lie in the run's own folder, each one object; Ray keeps none. So a lost worker, a lost driver and a resized
-group all mean the same: workers start and go on from the newest object there.
+Checkpoints lie in the run's own folder, one object each; Ray keeps none. So a lost worker, a lost driver and a resized
+group are handled alike: workers start, and resume from the latest checkpoint there.
 """
 
 import contextlib
+import logging
 import tempfile
 import threading
 import time
@@ -21,22 +22,28 @@ from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer, get_device
 
 from prvr_ray.config import Config, TrainSettings
-from prvr_ray.runs import Metrics, RunFolder, open_run
-from prvr_ray.stages.progress import Steps
+from prvr_ray.progress import Steps
+from prvr_ray.runs.run import Metrics, RunFolder, open_run
+from prvr_ray.runs.training_data import TrainingData
 from prvr_ray.stages.resources import Worker, require
 from prvr_ray.stages.session import connect
-from prvr_ray.stages.training_data import TrainingData
 from prvr_ray.student.checkpoints import TrainingState
-from prvr_ray.student.model import Student
-from prvr_ray.student.training import fit
+from prvr_ray.student.objective import find_idle_decays
+from prvr_ray.student.training import fit, is_untrained
 
 PREEMPTION_CHECK_STEPS = 10  # the check is a barrier of all workers, some milliseconds; notices come 30 s ahead or more
 POLL_S = 1.0
+UNTRAINED = (
+    "the best epoch's weights are those that training began with, so nothing was learnt: add training or validation "
+    "videos, or train for more epochs"
+)
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker is told. A small value that travels."""
+    """What a training worker needs. A small value that is sent to it."""
 
     config: Config
     data: TrainingData
@@ -52,15 +59,15 @@ def train(
     address: str | None = None,
     dry_run: bool = False,
 ) -> dict[str, Any]:
-    """Train a student, or go on with a run.
+    """Train a student, or resume a run.
 
     Args:
         config: its sections `student` and `train`.
         root: the collection.
-        run: name of the run; its files stand in ROOT/runs/<run>.
+        run: name of the run; its files lie in ROOT/runs/<run>.
         features: name of the feature set.
         address: of a Ray cluster; None: embedded.
-        dry_run: only say what would be read.
+        dry_run: check everything and report what would be read; train nothing.
 
     Returns:
         What was read, the best epoch's figures beside the teacher's, warnings, and where the run lies.
@@ -70,49 +77,47 @@ def train(
             can hold.
     """
     begun = time.monotonic()
-    folder = open_run(root, run)
-    data = TrainingData.of(root, features)
-    data = data.pinned(folder.plan() or data.plan, folder.store.uri)
+    folder, now = open_run(root, run), TrainingData.of(root, features)
+    data = now.pinned(folder.plan() or now.plan, folder.store.uri)
+    config = data.settle(config)
+    folder.check(config)
+    if done := folder.summary():
+        return done | _note_changes(data, now, config)
+    validation = data.select(config.train.validation_split, only_captioned=False)
     read = {
         "train": data.select(config.train.train_split, only_captioned=True).report(),
-        "validation": data.select(config.train.validation_split, only_captioned=False).report(),
+        "validation": validation.report(),
     }
+    warnings = list(
+        filter(None, [validation.warn_if_small(config.train.validation_split), warn_of_decays(config.train)])
+    )
     if dry_run:
-        return {**read, "output": folder.store.uri}
+        return {**read, **_join(warnings), **_note_changes(data, now, config), "output": folder.store.uri}
+    for warning in warnings:
+        logger.warning("%s", warning)
     folder.declare(config, data.plan)
-    done = folder.summary()
-    if done is None:
-        with connect(address):
-            try:
-                run_workers(Job(config, data, folder))
-            except TrainingFailedError as error:
-                raise ValueError(_broken_off(error)) from error
-        done = read | _outcome(folder) | {"seconds": round(time.monotonic() - begun, 1), "output": folder.store.uri}
-        folder.end(done)
-    return done
-
-
-def load_run(root: str, run: str) -> tuple[Student, Config]:
-    """The student of a run's best epoch, on the CPU for inference, and the settings that it was trained with.
-
-    Raises:
-        ValueError: there is no such run, or no epoch of it has ended.
-    """
-    folder = open_run(root, run)
-    return folder.load_student(), folder.config()
+    with connect(address):
+        try:
+            run_workers(Job(config, data, folder))
+        except TrainingFailedError as error:
+            raise ValueError(_explain_failure(error)) from error
+    done = read | _outcome(folder, warnings) | {"seconds": round(time.monotonic() - begun, 1)}
+    done["output"] = folder.store.uri
+    folder.end(done)
+    return done | _note_changes(data, now, config)
 
 
 def run_workers(job: Job, callbacks: Sequence[UserCallback] = ()) -> None:
-    """Train on Ray, or go on with the job's run, to its end.
+    """Train on Ray to the end of the run, or resume it.
 
     Args:
         callbacks: of Ray Train; they get each epoch's metrics.
 
     Raises:
-        ValueError: workers that no node can hold, or a training that cannot go on, with its reason.
+        ValueError: workers that no node can hold, or a training that cannot continue, with the reason.
     """
     settings = job.config.train
-    worker = worker_of(settings)
+    worker = size_worker(settings)
     fewest = settings.min_workers or settings.num_workers
     require(worker, fewest)
     with tempfile.TemporaryDirectory(prefix="prvr-train-") as scratch, _shown_progress(job):
@@ -137,15 +142,15 @@ def run_workers(job: Job, callbacks: Sequence[UserCallback] = ()) -> None:
         raise ValueError(failure)
 
 
-def worker_of(settings: TrainSettings) -> Worker:
-    """What one worker of a training occupies: without settings, an equal share of the present CPUs."""
+def size_worker(settings: TrainSettings) -> Worker:
+    """The resources of one training worker: without settings, an equal part of the CPUs that are there."""
     if settings.worker_cpus or settings.worker_gpus:
         return Worker("worker", settings.worker_cpus or 1, settings.worker_gpus)
     return Worker("worker", max(1, int(ray.cluster_resources().get("CPU", 1)) // settings.num_workers))
 
 
 def _train_worker(loop_config: dict[str, Any]) -> str | None:
-    """One worker's training. Returns why it cannot go on: an error that another start would only meet again."""
+    """Train on one worker. Returns the reason if it cannot continue: an error that a restart would meet again."""
     job: Job = loop_config["job"]
     is_first = ray.train.get_context().get_world_rank() == 0
     torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
@@ -176,7 +181,7 @@ def _train_worker(loop_config: dict[str, Any]) -> str | None:
 
 
 def _is_due(num_updates: int, checkpoint_steps: int) -> bool:
-    """Whether to checkpoint now: by plan, or because a node is about to be taken away."""
+    """Whether to checkpoint now: it is due, or a node is about to be taken away."""
     is_told = num_updates % PREEMPTION_CHECK_STEPS == 0 and ray.train.get_preemption_info() is not None
     return is_told or (checkpoint_steps > 0 and num_updates % checkpoint_steps == 0)
 
@@ -192,7 +197,7 @@ def _shown_progress(job: Job) -> Iterator[None]:
             while not ended.wait(POLL_S):
                 try:
                     num_epochs, newest = job.folder.newest_metrics()
-                except OSError:  # a store that stays busy: the workers' business, who will say so; here it is shown
+                except OSError:  # the store is busy: the workers report that; this thread only shows progress
                     continue
                 if num_epochs > shown:
                     steps.advance(num_epochs - shown, _note(newest))
@@ -214,18 +219,52 @@ def _note(metrics: Metrics) -> str:
     )
 
 
-def _broken_off(error: TrainingFailedError) -> str:
-    """Why Ray Train has given up, in a line."""
+def _explain_failure(error: TrainingFailedError) -> str:
+    """Why Ray Train gave up, in one line."""
     reasons = getattr(error, "worker_failures", {}).values() or [error]
     said = str(next(iter(reasons))).strip().splitlines()[-1]
     advice = "; --train.videos_per_pass lets a worker encode fewer videos at a time" if "out of memory" in said else ""
-    return f"training broke off more often than train.max_failures allows: {said}{advice}. Run it again to go on"
+    return f"training failed more often than train.max_failures allows: {said}{advice}. Run the command again to resume"
 
 
-def _outcome(folder: RunFolder) -> dict[str, Any]:
+def _outcome(folder: RunFolder, warnings: list[str]) -> dict[str, Any]:
+    """The results of a run that has ended. exit_code is 1 where nothing was learnt."""
     best = folder.best()
     figures = {row: {"sumr": round(best[f"{row}/sumr"], 2)} for row in ("teacher", "fused")}
     outcome: dict[str, Any] = {"epochs": len(folder.metrics()), "best_epoch": best["epoch"], **figures}
+    said = list(warnings)
     if best["fused/sumr"] < best["teacher/sumr"]:
-        outcome["warning"] = "the student is below its teacher on the validation split"
-    return outcome
+        said.append("the student is below its teacher on the validation split")
+    if is_untrained(folder.load_student(), folder.config().train):
+        said.append(UNTRAINED)
+        outcome["exit_code"] = 1
+    return outcome | _join(said)
+
+
+def _join(warnings: list[str]) -> dict[str, str]:
+    return {"warning": "; ".join(warnings)} if warnings else {}
+
+
+def _note_changes(data: TrainingData, now: TrainingData, config: Config) -> dict[str, str]:
+    """Note that a run which began earlier does not read what has been added since."""
+    try:
+        changes = data.describe_changes(now, config)
+    except (ValueError, OSError) as error:  # shards of an old plan may be gone, and a split may have become empty
+        changes = str(error)
+    if not changes:
+        return {}
+    return {
+        "note": f"the data has changed since this run began, which reads what there was then ({changes}); to train on "
+        "what there is now, give --run another name"
+    }
+
+
+def warn_of_decays(settings: TrainSettings) -> str:
+    """What to do about decays that hardly move in a run of this length; empty where all do."""
+    idle = find_idle_decays(settings)
+    if not idle:
+        return ""
+    return (
+        f"in {settings.num_epochs} epochs {', '.join(idle)}; --train.schedule_unit run stretches the decays to the "
+        f"length of the run"
+    )

@@ -53,6 +53,19 @@ def resample(x_nD: np.ndarray, length: int) -> np.ndarray:
     return sums_lD / np.diff(edges).clip(1)[:, None].astype(np.float32)
 
 
+def cut_tokens(tokens_TD: np.ndarray, limit: int, keep_last: bool = False) -> np.ndarray:
+    """Cut a query to the tokens that the student takes.
+
+    Args:
+        limit: tokens at most.
+        keep_last: where there are more, keep the first limit - 1 and the last one. In a causal text tower a state knows
+            only the words up to it, and the last, of the end of the text, the whole sentence. Else the first ones.
+    """
+    if len(tokens_TD) <= limit or not keep_last:
+        return tokens_TD[:limit]
+    return np.concatenate([tokens_TD[: limit - 1], tokens_TD[-1:]])
+
+
 def normalize(x_nD: np.ndarray) -> np.ndarray:
     """Scale rows to unit length as the student expects them; float32."""
     x_nD = np.asarray(x_nD, dtype=np.float32)
@@ -66,23 +79,25 @@ def align(
 
     Args:
         limit: frames that the student sees at most.
-        faithful: as published, the student's frames are resampled to the teacher's; else the teacher's to the
-            student's, so that the student sees a video the same way in training and afterwards.
+        faithful: as published, the student's stored frames are shortened to the number of the teacher's stored
+            frames and then to the limit, never lengthened; the teacher's are shortened to the limit, and of those the
+            first as many count as the student has, for its mask decides. Else the teacher's are resampled to the
+            student's number, so that the student sees a video the same way in training and afterwards.
 
     Returns:
         Student frames, normalised, and teacher frames, raw; the same number of each.
     """
+    if faithful:
+        student_FD = sample_uniform(sample_uniform(student_nD, len(teacher_mD)), limit)
+        return normalize(student_FD), sample_uniform(teacher_mD, limit)[: len(student_FD)]
     student_FD = sample_uniform(student_nD, limit)
     teacher_FD = sample_uniform(teacher_mD, limit)
     if len(student_FD) != len(teacher_FD):
-        if faithful:
-            student_FD = resample(student_FD, len(teacher_FD))
-        else:
-            teacher_FD = resample(teacher_mD, len(student_FD))
+        teacher_FD = resample(teacher_mD, len(student_FD))
     return normalize(student_FD), teacher_FD
 
 
-def epoch_batches(videos: np.ndarray, videos_per_batch: int, seed: int, epoch: int) -> list[np.ndarray]:
+def draw_batches(videos: np.ndarray, videos_per_batch: int, seed: int, epoch: int) -> list[np.ndarray]:
     """The videos of every step of an epoch: all of them in random order; the last batch may be smaller."""
     shuffled = np.random.default_rng([seed, epoch]).permutation(videos)
     return [shuffled[start : start + videos_per_batch] for start in range(0, len(shuffled), videos_per_batch)]
@@ -93,6 +108,7 @@ class Batch:
     """What one worker needs of a global batch of V videos and N queries.
 
     owner_of_video_V, owner_of_query_N: the worker that encodes each. video_of_query_N: column of each query's video.
+    relevant_NV: every relevant video of each query; None where each has one, its own.
     frames_RD, teacher_frames_RD, frame_layout: this worker's videos. tokens_RD, token_layout: its queries.
     teacher_queries_ND: of all queries. own: the frames of each query's video, where they are here.
     """
@@ -100,6 +116,7 @@ class Batch:
     owner_of_video_V: np.ndarray
     owner_of_query_N: np.ndarray
     video_of_query_N: Tensor
+    relevant_NV: Tensor | None
     frames_RD: Tensor
     teacher_frames_RD: Tensor
     frame_layout: Layout
@@ -142,6 +159,7 @@ class BatchReader:
             owner_of_video_V=owner_V,
             owner_of_query_N=owner_N,
             video_of_query_N=torch.from_numpy(video_of_query_N),
+            relevant_NV=self._relevant(queries_N, videos_V),
             frames_RD=frames_RD,
             teacher_frames_RD=_take(self.cache.teacher_frames, mine_v)[0],
             frame_layout=frame_layout,
@@ -151,6 +169,11 @@ class BatchReader:
             own=OwnFrames.of(torch.from_numpy(local_N), frame_layout),
         )
         return _each_tensor(batch, Tensor.pin_memory) if torch.device(self.device).type == "cuda" else batch
+
+    def _relevant(self, queries_N: np.ndarray, videos_V: np.ndarray) -> Tensor | None:
+        if not self.cache.has_several_relevant:
+            return None
+        return torch.from_numpy(self.cache.is_relevant(queries_N, videos_V))
 
     def take(self, array: Ragged, items: np.ndarray) -> tuple[Tensor, Layout]:
         """The rows of some items of one of the cache's arrays, and their layout, on the device."""

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,6 +78,22 @@ class FeatureCache:
         pairs = Ragged(self.pair_query_P, np.asarray(starts), counts)
         return pairs.take(np.arange(len(videos)))
 
+    @cached_property
+    def has_several_relevant(self) -> bool:
+        """Whether any query has more than one relevant video."""
+        return len(np.unique(self.pair_query_P)) < len(self.pair_query_P)
+
+    def is_relevant(self, queries_N: np.ndarray, videos_V: np.ndarray) -> np.ndarray:
+        """(N, V) bool: whether each of some videos is relevant to each of some queries."""
+        num_queries = len(self.query_ids)
+        pair_P = self.pair_video_P * num_queries + self.pair_query_P
+        return np.isin(videos_V * num_queries + queries_N[:, None], pair_P)
+
+    def first_videos(self) -> list[str]:
+        """The first relevant video of every query."""
+        _, first_Q = np.unique(self.pair_query_P, return_index=True)
+        return [self.video_ids[video] for video in self.pair_video_P[first_Q].tolist()]
+
     def captioned_videos(self) -> np.ndarray:
         """The videos that have a query."""
         return np.unique(self.pair_video_P)
@@ -114,7 +131,7 @@ def write_cache(folder: Path, videos: Iterable[VideoRows], queries: Iterable[Que
         ValueError: an item that is empty, not finite in float16, of another dimension than the first, or unknown.
     """
     writers = {name: _Writer(folder / f"{name}.f16", name) for name in ARRAYS}
-    video_ids, query_ids, wanted = [], [], []
+    video_ids, query_ids, relevant_of = [], [], []
     for video_id, frames, teacher_frames in videos:
         writers["frames"].append(video_id, frames)
         writers["teacher_frames"].append(video_id, teacher_frames)
@@ -123,7 +140,7 @@ def write_cache(folder: Path, videos: Iterable[VideoRows], queries: Iterable[Que
         writers["tokens"].append(query_id, tokens)
         writers["teacher_queries"].append(query_id, teacher_query[None])
         query_ids.append(query_id)
-        wanted.append(relevant)
+        relevant_of.append(relevant)
     if not video_ids or not query_ids:
         raise ValueError(f"nothing to cache: {len(video_ids)} videos and {len(query_ids)} queries")
     by_id = {"videos": _order(video_ids), "queries": _order(query_ids)}
@@ -131,7 +148,7 @@ def write_cache(folder: Path, videos: Iterable[VideoRows], queries: Iterable[Que
     pairs = [
         (_number(video_id, query_ids[item], numbers), query)
         for query, item in enumerate(by_id["queries"])
-        for video_id in wanted[item]
+        for video_id in relevant_of[item]
     ]
     index = {name: writer.finish(by_id[ARRAYS[name]]) for name, writer in writers.items()}
     np.savez(folder / _INDEX, **(index | {"pairs": np.array(sorted(pairs), dtype=np.int64)}))  # type: ignore[arg-type]
@@ -185,7 +202,7 @@ class _Writer:
 
 def _order(ids: list[str]) -> list[int]:
     if len(set(ids)) != len(ids):
-        raise ValueError(f"ids that stand twice: {sorted({i for i in ids if ids.count(i) > 1})[:5]}")
+        raise ValueError(f"ids that occur twice: {sorted({i for i in ids if ids.count(i) > 1})[:5]}")
     return sorted(range(len(ids)), key=ids.__getitem__)
 
 

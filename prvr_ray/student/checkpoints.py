@@ -21,7 +21,9 @@ class Progress:
     """How far a training is.
 
     epoch: the epoch under way, from 0. step: steps done in it. num_updates: steps done in all.
-    sums: loss parts, summed over this epoch's steps. best_sumr, best_epoch: of the fused validation SumR.
+    sums: loss parts, summed over this epoch's steps. best_sumr, best_epoch: of the fused validation SumR; of equal
+    epochs the latest, whose weights are kept. improved_epoch: the first of them, from which patience counts; None in
+    the states of earlier versions, which kept the first.
     """
 
     epoch: int = 0
@@ -30,6 +32,13 @@ class Progress:
     sums: dict[str, float] = field(default_factory=dict)
     best_sumr: float = -1.0
     best_epoch: int = -1
+    improved_epoch: int | None = None
+
+    @property
+    def epochs_without_gain(self) -> int:
+        """Ended epochs since the fused validation SumR last rose."""
+        improved = self.best_epoch if self.improved_epoch is None else self.improved_epoch
+        return self.epoch - improved - 1
 
     def add(self, parts: dict[str, float]) -> None:
         """Count one step."""
@@ -39,8 +48,16 @@ class Progress:
             self.sums[name] = self.sums.get(name, 0.0) + value
 
     def end_epoch(self, sumr: float) -> bool:
-        """Begin the next epoch; whether the one that ends is the best so far."""
-        is_best = sumr > self.best_sumr
+        """Begin the next epoch; whether the weights of the one that ends are to be kept.
+
+        Ties keep the later weights: on a small split an untrained student may reach what a trained one does, and the
+        first step has learning rate 0. They are no gain, or patience would never end such a run.
+        """
+        is_best = sumr >= self.best_sumr
+        if sumr > self.best_sumr:
+            self.improved_epoch = self.epoch
+        elif self.improved_epoch is None:
+            self.improved_epoch = self.best_epoch
         if is_best:
             self.best_sumr, self.best_epoch = sumr, self.epoch
         self.epoch, self.step, self.sums = self.epoch + 1, 0, {}

@@ -205,7 +205,7 @@ class Student(nn.Module):
         self.apply(_initialise)
 
     def encode_frames(self, frames_VFD: Tensor, mask_VF: Tensor) -> dict[str, Tensor]:
-        """Encode padded videos: branch -> (V, F, D), zero where the mask is; what stands there is not read.
+        """Encode padded videos: branch -> (V, F, D), zero where the mask is 0; values there are not read.
 
         Args:
             frames_VFD: at most max_frames frames a video. mask_VF: true or 1 where a frame is.

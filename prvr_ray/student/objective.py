@@ -1,6 +1,6 @@
 """The objective of one batch: encodings, scores, and the weighted loss parts (METHOD: "Losses").
 
-Works on one worker's share of a batch. Loss parts are those of the whole batch on every worker; the gradients of all
+Works on one worker's part of a batch. Loss parts are those of the whole batch on every worker; the gradients of all
 workers, summed, are those of one process.
 
 Shapes: N queries, V videos, R rows, D features, B branches.
@@ -19,10 +19,11 @@ from prvr_ray.student.batching import Batch
 from prvr_ray.student.exchange import Exchange
 from prvr_ray.student.losses import frame_distillation_loss, nce_loss, soft_target_nce_loss, triplet_loss
 from prvr_ray.student.model import Layout, Student
-from prvr_ray.student.schedules import distillation_weight, soft_target_factor
+from prvr_ray.student.schedules import distillation_weight, schedule_epoch, soft_target_factor
 from prvr_ray.student.scores import OwnFrames, Scores, score
 
 INHERITANCE, EXPLORATION = "inheritance", "exploration"
+IDLE_DECAY = 0.1  # a decay that moves less over a run hardly differs from none
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,41 @@ class EpochWeights:
     @classmethod
     def of(cls, settings: TrainSettings, epoch: int) -> "EpochWeights":
         """The weights of an epoch, counted from 0."""
-        total = settings.num_epochs
+        now, end = schedule_epoch(epoch, settings.num_epochs, settings.schedule_unit)
+        k = settings.sigmoid_k
         return cls(
-            distillation_weight(settings.distillation_decay, epoch, total, settings.distillation_decay_rate),
-            soft_target_factor(settings.alpha_decay, settings.alpha, settings.alpha_floor, epoch, total),
-            soft_target_factor(settings.beta_decay, settings.beta, settings.beta_floor, epoch, total),
+            distillation_weight(
+                settings.distillation_decay,
+                now,
+                end,
+                settings.distillation_decay_rate,
+                settings.distillation_linear_rate,
+                k,
+            ),
+            soft_target_factor(
+                settings.alpha_decay, settings.alpha, settings.alpha_floor, now, end, settings.alpha_decay_rate, k
+            ),
+            soft_target_factor(
+                settings.beta_decay, settings.beta, settings.beta_floor, now, end, settings.beta_decay_rate, k
+            ),
         )
+
+
+def find_idle_decays(settings: TrainSettings) -> list[str]:
+    """Name the decays that move by less than 0.1 over the run, with where they begin and end; none without a decay."""
+    first, last = EpochWeights.of(settings, 0), EpochWeights.of(settings, settings.num_epochs - 1)
+    distils = settings.distillation and settings.distillation_weight > 0
+    softens = settings.inheritance_soft_targets or settings.exploration_soft_targets
+    asked = {
+        "distillation": settings.distillation_decay if distils else "none",
+        "alpha": settings.alpha_decay if softens and settings.alpha else "none",
+        "beta": settings.beta_decay if softens and settings.beta else "none",
+    }
+    return [
+        f"{name} ({kind}) only moves from {getattr(first, name):.2f} to {getattr(last, name):.2f}"
+        for name, kind in asked.items()
+        if kind != "none" and abs(getattr(first, name) - getattr(last, name)) < IDLE_DECAY
+    ]
 
 
 def batch_losses(
@@ -72,11 +102,16 @@ def batch_losses(
     for index, name in enumerate(student):
         cosine_NV, dot_NV = columns[2 * index : 2 * index + 2]
         parts[f"{name}_triplet"] = triplet_loss(
-            cosine_NV, batch.video_of_query_N, settings.margin, settings.hard_pool_size, generator
+            cosine_NV,
+            batch.video_of_query_N,
+            settings.margin,
+            settings.hard_pool_size,
+            generator,
+            relevant_NV=batch.relevant_NV,
         )
         parts[f"{name}_nce"] = _nce(name, dot_NV, columns[-1], batch, settings, weights)
     total = torch.stack(list(parts.values())).sum()
-    if teacher and settings.distillation_weight:
+    if teacher and _distils(settings):
         distillation = weights.distillation * _distil(student[INHERITANCE], teacher, batch, settings)
         total = total + distillation
         parts["distillation"] = exchange.sum(distillation)
@@ -116,8 +151,11 @@ def _own(name: str, batch: Batch) -> OwnFrames | None:
 
 
 def _needs_teacher(model: Student, settings: TrainSettings) -> bool:
-    distils = settings.distillation_weight > 0 or settings.inheritance_soft_targets
-    return INHERITANCE in model.branches and distils
+    return INHERITANCE in model.branches and (_distils(settings) or settings.inheritance_soft_targets)
+
+
+def _distils(settings: TrainSettings) -> bool:
+    return settings.distillation and settings.distillation_weight > 0
 
 
 @torch.no_grad()
@@ -127,7 +165,7 @@ def _score_teacher(batch: Batch) -> Scores:
 
 def _soft_scores(teacher: Scores, settings: TrainSettings) -> Tensor:
     """Scores whose softmax is the teacher's opinion. Normalised CLIP vectors need the logit scale, or it is uniform."""
-    return teacher.dot_NV if settings.teacher_scores == "raw" else settings.logit_scale * teacher.cosine_NV
+    return settings.logit_scale * teacher.cosine_NV if settings.teacher_scores == "logit_scale" else teacher.dot_NV
 
 
 def _nce(
@@ -142,8 +180,10 @@ def _nce(
         ),
     }[name]
     if not is_soft:
-        return weight * nce_loss(dot_NV, batch.video_of_query_N)
-    return weight * soft_target_nce_loss(dot_NV, soft_NV, batch.video_of_query_N, weights.alpha, weights.beta)
+        return weight * nce_loss(dot_NV, batch.video_of_query_N, relevant_NV=batch.relevant_NV)
+    return weight * soft_target_nce_loss(
+        dot_NV, soft_NV, batch.video_of_query_N, weights.alpha, weights.beta, relevant_NV=batch.relevant_NV
+    )
 
 
 def _distil(student: Scores, teacher: Scores, batch: Batch, settings: TrainSettings) -> Tensor:

@@ -13,9 +13,9 @@ class BertAdam(torch.optim.Optimizer):
     """update = m / (sqrt(v) + eps) + weight_decay * p, with the gradient of each tensor clipped on its own.
 
     Args:
-        params: tensors or groups; `decay_groups` gives the paper's two.
+        params: tensors or groups; `group_by_decay` gives the paper's two.
         lr: peak learning rate.
-        warmup: share of total_steps in linear warm-up; linear decay to 0 follows. Step 0 has lr 0.
+        warmup: fraction of total_steps in linear warm-up; linear decay to 0 follows. Step 0 has lr 0.
         total_steps: later steps have lr 0.
         weight_decay: of groups that name none.
         max_grad_norm: L2 norm that the gradient of one tensor is clipped to.
@@ -70,7 +70,7 @@ class BertAdam(torch.optim.Optimizer):
         return [state["mean"] for state in states], [state["square"] for state in states]
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def group_by_decay(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups: weights that decay, and the biases and LayerNorm parameters that do not."""
     norms = {id(p) for module in model.modules() if isinstance(module, nn.LayerNorm) for p in module.parameters()}
     named = list(model.named_parameters())

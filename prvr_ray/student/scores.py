@@ -104,8 +104,8 @@ def _search(
 ) -> tuple[Tensor, ...]:
     """Of a tile of queries: best dot and row, best cosine (times the query's length) and row, own products."""
     products_RN = frames_RD @ queries_ND[tile].T
-    dot_NV, dot_row_NV = best_rows(products_RN, layout)
-    cosine_NV, cosine_row_NV = best_rows(products_RN * scale_R[:, None], layout)
+    dot_NV, dot_row_NV = find_best_rows(products_RN, layout)
+    cosine_NV, cosine_row_NV = find_best_rows(products_RN * scale_R[:, None], layout)
     is_here_K = (own.query_K >= tile.start) & (own.query_K < tile.stop)
     own_product_K = products_RN[own.row_K[is_here_K], own.query_K[is_here_K] - tile.start]
     return dot_NV, dot_row_NV, cosine_NV, cosine_row_NV, own_product_K
@@ -126,7 +126,7 @@ def max_cosines(
 
 
 @torch.no_grad()
-def best_rows(values_RN: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+def find_best_rows(values_RN: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     """The maximum of each video's rows and the row that has it (the last of equal ones), both (N, V).
 
     NaN wins, so that it shows in the loss; its row is then meaningless but valid.

@@ -1,6 +1,6 @@
 """The training loop: pure torch, one process or the workers of torch.distributed, the same numbers either way.
 
-Owns the loop and nothing below it: losses stand in `objective`, what workers tell each other in `exchange`, batches in
+Owns the loop and nothing below it: losses are in `objective`, what workers exchange in `exchange`, batches in
 `batching`. It stores nothing: two callbacks get the state after every step and every epoch, on every worker.
 """
 
@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from prvr_ray.config import StudentSettings, TrainSettings
-from prvr_ray.student.batching import Batch, BatchReader, epoch_batches, prefetch
+from prvr_ray.student.batching import Batch, BatchReader, draw_batches, prefetch
 from prvr_ray.student.cache import FeatureCache
 from prvr_ray.student.checkpoints import Progress, TrainingState
 from prvr_ray.student.exchange import Exchange
 from prvr_ray.student.model import Student
 from prvr_ray.student.objective import EpochWeights, batch_losses
-from prvr_ray.student.optimizer import BertAdam, decay_groups
+from prvr_ray.student.optimizer import BertAdam, group_by_decay
 from prvr_ray.student.validation import Validation
 
 logger = logging.getLogger(__name__)
@@ -43,9 +43,9 @@ def fit(
 
     Args:
         train, validation: features of both splits.
-        on_epoch: gets the epoch's metrics (see `epoch_metrics`) and the state, to report and to keep it.
+        on_epoch: gets the epoch's metrics (see `collect_metrics`) and the state, to report and to keep it.
         on_step: gets the state after each step but the last of an epoch, to keep it where it wants to.
-        resume: what `TrainingState.to_bytes` gave; training goes on from there, bit for bit.
+        resume: what `TrainingState.to_bytes` gave; training resumes from it, bit for bit.
         device: of this process.
 
     Returns:
@@ -56,23 +56,23 @@ def fit(
     """
     exchange = Exchange()
     videos = train.captioned_videos()
-    state = new_state(train, student, settings, math.ceil(len(videos) / settings.videos_per_batch), device)
+    state = create_state(train, student, settings, math.ceil(len(videos) / settings.videos_per_batch), device)
     if resume is not None:
         state.load_bytes(resume)
     model, progress = state.model, state.progress
     reader = _reader(train, settings, exchange, device)
     evaluation = Validation(_reader(validation, settings, exchange, device), student, exchange)
     teacher = evaluation.teacher()
-    while progress.epoch < settings.num_epochs and progress.epoch - progress.best_epoch <= settings.patience:
+    while progress.epoch < settings.num_epochs and progress.epochs_without_gain < settings.patience:
         weights = EpochWeights.of(settings, progress.epoch)
-        batches = epoch_batches(videos, settings.videos_per_batch, settings.seed, progress.epoch)
+        batches = draw_batches(videos, settings.videos_per_batch, settings.seed, progress.epoch)
         watch = Stopwatch()
         for batch in watch.waits(prefetch(reader.load, batches[progress.step :])):
             progress.add(train_step(state, reader.place(batch), settings, weights, exchange))
             if progress.step < len(batches):
                 on_step(state)
         validated = {"teacher": teacher, **evaluation.student(model)}
-        metrics = epoch_metrics(state, weights, validated, watch)
+        metrics = collect_metrics(state, weights, validated, watch)
         metrics["is_best"] = progress.end_epoch(metrics["fused/sumr"])
         on_epoch(metrics, state)
     if progress.best_sumr < teacher["sumr"]:
@@ -82,7 +82,7 @@ def fit(
     return state
 
 
-def new_state(
+def create_state(
     train: FeatureCache,
     student: StudentSettings,
     settings: TrainSettings,
@@ -103,13 +103,21 @@ def new_state(
         branches=tuple(student.branches),
     ).to(device, _dtype(settings))
     optimizer = BertAdam(
-        decay_groups(model, settings.weight_decay),
+        group_by_decay(model, settings.weight_decay),
         settings.lr,
         settings.warmup,
         total_steps=settings.num_epochs * steps_per_epoch,
         max_grad_norm=settings.max_grad_norm,
     )
     return TrainingState(model, optimizer, Progress())
+
+
+def is_untrained(student: Student, settings: TrainSettings) -> bool:
+    """Whether a student's weights are still those that its training began with."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        initial = Student(**student.arguments).to(_dtype(settings)).state_dict()  # type: ignore[arg-type]
+    return all(torch.equal(weights, initial[name].to(weights)) for name, weights in student.state_dict().items())
 
 
 def train_step(
@@ -138,7 +146,7 @@ def train_step(
     return values | {"total": sum(values.values())}
 
 
-def epoch_metrics(
+def collect_metrics(
     state: TrainingState, weights: EpochWeights, validated: dict[str, Metrics], watch: "Stopwatch"
 ) -> Metrics:
     """What is reported of an epoch, as flat names.

@@ -1,6 +1,6 @@
 """How good a student is on a split after an epoch: recall of each branch, of both fused, and of the teacher.
 
-Every worker encodes its share of videos and queries, and scores all queries with its own videos. Ranks come from
+Every worker encodes its part of the videos and queries, and scores all queries with its own videos. Ranks come from
 counting: workers exchange the scores of the relevant videos and how many others reach them, never a score matrix. The
 columns of this worker's videos are held, for each branch and the fused score 95 MB on one worker for TVR's 10,895
 queries and 2,179 videos: to hold less, every video would have to be encoded twice.
@@ -32,7 +32,7 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class Validation:
-    """A split and this worker's share of the work on it."""
+    """A split, and this worker's part of the work on it."""
 
     reader: BatchReader
     settings: StudentSettings
@@ -42,21 +42,25 @@ class Validation:
         """Recall of the teacher alone, zero-shot, on all its frames."""
         cache = self.reader.cache
         queries_QD = self.reader.take(cache.teacher_queries, np.arange(len(cache.query_ids)))[0]
-        shares = (part for share in self._shares(len(cache.video_ids)) for part in _short(share, cache.teacher_frames))
-        blocks = (self.reader.take(cache.teacher_frames, videos) for videos in shares)
-        return self._summarize(torch.cat([max_cosines(queries_QD, *block) for block in blocks], 1))
+        groups = (part for group in self._groups(len(cache.video_ids)) for part in _short(group, cache.teacher_frames))
+        blocks = (self.reader.take(cache.teacher_frames, videos) for videos in groups)
+        return summarize(self._rank(torch.cat([max_cosines(queries_QD, *block) for block in blocks], 1)))
 
-    @torch.no_grad()
     def student(self, model: Student) -> dict[str, Metrics]:
         """Recall of each branch and of their weighted sum, `fused`."""
+        return {name: summarize(ranks) for name, ranks in self.ranks(model).items()}
+
+    @torch.no_grad()
+    def ranks(self, model: Student) -> dict[str, list[np.ndarray]]:
+        """Of each branch and of `fused`: per query, the sorted ranks of its relevant videos."""
         model.eval()
-        queries, shares = self._encode_queries(model), self._shares(len(self.reader.cache.video_ids))
-        num_mine = sum(map(len, shares))
+        queries, groups = self._encode_queries(model), self._groups(len(self.reader.cache.video_ids))
+        num_mine = sum(map(len, groups))
         scores = {name: rows_QD.new_empty(len(rows_QD), num_mine) for name, rows_QD in queries.items()}
         fused_Qv = torch.empty_like(next(iter(scores.values())))
         weights = {"inheritance": self.settings.inheritance_weight, "exploration": self.settings.exploration_weight}
         begin = 0
-        for videos in shares:
+        for videos in groups:
             columns = slice(begin, begin + len(videos))
             rows_RD, layout = self.reader.take(self.reader.cache.frames, videos)
             for name, frames_RD in model.encode_frame_rows(rows_RD, layout).items():
@@ -64,16 +68,16 @@ class Validation:
             fused_Qv[:, columns] = sum(weights[name] * scores_Qv[:, columns] for name, scores_Qv in scores.items())
             begin = columns.stop
         model.train()
-        return {name: self._summarize(scores_Qv) for name, scores_Qv in [*scores.items(), ("fused", fused_Qv)]}
+        return {name: self._rank(scores_Qv) for name, scores_Qv in [*scores.items(), ("fused", fused_Qv)]}
 
     def _encode_queries(self, model: Student) -> dict[str, Tensor]:
         """All queries' vectors of each branch, (Q, D)."""
-        cache, shares = self.reader.cache, self._shares(len(self.reader.cache.query_ids))
-        encoded = [model.encode_query_rows(*self.reader.take(cache.tokens, queries)) for queries in shares]
+        cache, groups = self.reader.cache, self._groups(len(self.reader.cache.query_ids))
+        encoded = [model.encode_query_rows(*self.reader.take(cache.tokens, queries)) for queries in groups]
         owner_Q = self._owners(len(cache.query_ids))
         return {name: self.exchange.gather(torch.cat([part[name] for part in encoded]), owner_Q) for name in encoded[0]}
 
-    def _shares(self, count: int) -> list[np.ndarray]:
+    def _groups(self, count: int) -> list[np.ndarray]:
         """This worker's items in small groups; at least one group, which may be empty."""
         mine = np.arange(self.exchange.rank, count, self.exchange.world_size)
         return np.array_split(mine, max(1, -(-len(mine) // ITEMS_PER_PASS)))
@@ -81,13 +85,13 @@ class Validation:
     def _owners(self, count: int) -> np.ndarray:
         return np.arange(count) % self.exchange.world_size
 
-    def _summarize(self, scores_Qv: Tensor) -> Metrics:
+    def _rank(self, scores_Qv: Tensor) -> list[np.ndarray]:
         cache = self.reader.cache
         order_P = np.argsort(cache.pair_query_P, kind="stable")
         query_P, video_P = cache.pair_query_P[order_P], cache.pair_video_P[order_P]
         counts_P = self._num_above(scores_Qv, torch.from_numpy(query_P), torch.from_numpy(video_P)).cpu().numpy()
         borders = np.searchsorted(query_P, np.arange(1, len(cache.query_ids)))
-        return summarize([ranks_from_counts(counts) for counts in np.split(counts_P, borders)])
+        return [ranks_from_counts(counts) for counts in np.split(counts_P, borders)]
 
     def _num_above(self, scores_Qv: Tensor, query_P: Tensor, video_P: Tensor) -> Tensor:
         """How many irrelevant videos of all workers score at least as high as each relevant one: (P,) int64.

@@ -1,1 +1,1 @@
-"""The search without Ray: its space, its suggestions, the statistics of its proof, and the ablations' variants."""
+"""The search without Ray: its space, its suggestions, its confirmation on several seeds, and the ablations."""

@@ -5,11 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from prvr_ray.config import Config, TrainSettings
-from prvr_ray.tuning.comparison import Row
+from prvr_ray.tuning.seed_comparison import Row
 from prvr_ray.tuning.space import Point, apply_point
 from prvr_ray.tuning.statistics import Difference
 
 _SOFT_TARGETS = {"train.inheritance_soft_targets": True, "train.exploration_soft_targets": True}
+
+
+_NOISE = "train.teacher_noise"
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Question:
         return next(iter(self.variants))
 
 
-def questions(base: Config) -> list[Question]:
+def list_questions(base: Config) -> list[Question]:
     """The questions, asked around a base configuration; what a question does not name is the base's."""
     distillations, soft_targets = _distillations(base), _soft_targets()
     return [
@@ -41,7 +44,27 @@ def questions(base: Config) -> list[Question]:
         Question("Do soft targets help?", {"hard-targets": dict.fromkeys(_SOFT_TARGETS, False), **soft_targets}),
         Question("Should soft targets soften over time?", soft_targets),
         Question("How good must the teacher be?", _teachers(base)),
+        *_fading(base),
     ]
+
+
+def _fading(base: Config) -> list[Question]:
+    """The paper's own claim: distillation should fade, the more so the worse the teacher is."""
+    distillations = _distillations(base)
+    return [
+        Question(
+            f"Should distillation fade with teacher noise {noise:g}?",
+            {
+                f"{kind}-distillation-noise-{noise:g}": {**distillations[f"{kind}-distillation"], _NOISE: noise}
+                for kind in ("static", "exp", "linear")
+            },
+        )
+        for noise in _noises(base)
+    ]
+
+
+def _noises(base: Config) -> list[float]:
+    return sorted({noise for noise in base.tune.teacher_noise if noise > 0})
 
 
 def _distillations(base: Config) -> dict[str, Point]:
@@ -63,11 +86,10 @@ def _soft_targets() -> dict[str, Point]:
 
 def _teachers(base: Config) -> dict[str, Point]:
     taught: Point = {"train.distillation_weight": _distillation_weight(base), "train.inheritance_soft_targets": True}
-    noises = sorted({noise for noise in base.tune.teacher_noise if noise > 0})
     return {
         "no-teacher": {"train.distillation_weight": 0.0, "train.inheritance_soft_targets": False},
         "teacher": taught,
-        **{f"teacher-noise-{noise:g}": {**taught, "train.teacher_noise": noise} for noise in noises},
+        **{f"teacher-noise-{noise:g}": {**taught, _NOISE: noise} for noise in _noises(base)},
     }
 
 
@@ -76,25 +98,25 @@ def _distillation_weight(base: Config) -> float:
     return base.train.distillation_weight or TrainSettings().distillation_weight
 
 
-def distinct(asked: list[Question], base: Config) -> tuple[dict[str, Point], dict[str, str]]:
+def deduplicate(asked: list[Question], base: Config) -> tuple[dict[str, Point], dict[str, str]]:
     """The variants to train, each configuration once; and for every variant, the name that it is trained under."""
     trained: dict[str, Point] = {}
     trained_as: dict[str, str] = {}
+    configs: dict[str, Config] = {}
     for name, point in (item for question in asked for item in question.variants.items()):
         config = apply_point(base, point)
-        same = [known for known, other in trained.items() if apply_point(base, other) == config]
-        trained_as[name] = same[0] if same else name
+        trained_as[name] = next((known for known, other in configs.items() if other == config), name)
+        configs.setdefault(trained_as[name], config)
         trained.setdefault(trained_as[name], point)
     return trained, trained_as
 
 
-def finding(question: Question, rows: Mapping[str, Row]) -> str:
-    """What a question's rows show, in one sentence: on the test split, or without one on the validation split."""
+def state_finding(question: Question, rows: Mapping[str, Row]) -> str:
+    """What a question's rows show on the validation split, in one sentence; the test split decides nothing."""
     if rows[question.reference].validation is None:
         return f"{question.title} {question.reference} did not finish, so nothing can be compared with it."
     others = {name: row for name, row in rows.items() if name != question.reference}
-    split = "test" if any(row.test_gain for row in others.values()) else "validation"
-    gains = {name: row.test_gain if split == "test" else row.validation_gain for name, row in others.items()}
+    gains = {name: row.validation_gain for name, row in others.items()}
     better = [name for name, gain in gains.items() if gain and gain.is_gain]
     worse = [name for name, gain in gains.items() if gain and gain.is_loss]
     level = [name for name, gain in gains.items() if gain and not (gain.is_gain or gain.is_loss)]
@@ -105,7 +127,7 @@ def finding(question: Question, rows: Mapping[str, Row]) -> str:
         *_clause(level, "does not differ beyond run-to-run spread", "do not differ beyond run-to-run spread"),
         *_clause(unknown, "did not finish", "did not finish"),
     ]
-    return f"{question.title} Compared with {question.reference} on the {split} split, {'; '.join(clauses)}."
+    return f"{question.title} Compared with {question.reference} on the validation split, {'; '.join(clauses)}."
 
 
 def _clause(

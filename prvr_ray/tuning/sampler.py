@@ -18,7 +18,7 @@ class Sampler:
     """Suggests points and learns from trials, those of an interrupted study included.
 
     What a trial gets depends on the seed, on its name and on what is known by then, not on what this process drew
-    before: a study that resumes goes on, and does not draw its first points again.
+    before: a study that resumes does not draw its first points again.
 
     Args:
         space: the settings to vary.
@@ -51,7 +51,7 @@ class Sampler:
         return point
 
     def tell(self, trial: Trial) -> None:
-        """Learn how a trial ended. One that was stopped ranks by how far it came, then by its figure there."""
+        """Learn from a trial that has ended. A stopped one ranks by its last epoch, then by its SumR there."""
         asked = self._asked.pop(trial.name, None)
         if asked is None:
             return
@@ -60,8 +60,8 @@ class Sampler:
         self._study.tell(asked, trial.best if trial.state == "finished" else None, _STATES[trial.state])
 
 
-def importance(space: Space, trials: list[Trial]) -> dict[str, float]:
-    """The share of the spread of validation SumR that each setting explains, by fANOVA; largest first.
+def rate_importance(space: Space, trials: list[Trial]) -> dict[str, float]:
+    """The fraction of the variance of validation SumR that each setting explains, by fANOVA; largest first.
 
     Stopped trials count with the best figure that they reached. Fewer than two trials, or trials that all reached the
     same, explain nothing: {}.

@@ -23,7 +23,7 @@ Rules = dict[str, dict[str, list[Any]]]
 Space = dict[str, BaseDistribution]
 Point = dict[str, Any]
 
-# Not for a search: what the proof repeats (seed), what the scheduler spends (epochs), data, and machines.
+# Not for a search: what the confirmation repeats (seed), what the scheduler spends (epochs), data, and machines.
 _FIXED = {
     "student": set[str](),
     "train": {
@@ -37,7 +37,7 @@ _SHAPING = {f"student.{field}" for field in ("hidden_dim", "num_heads", "max_fra
 _PERTURBATIONS = (0.8, 1.2)  # factors of population based training, as in arXiv 1711.09846
 
 
-def searchable() -> list[str]:
+def list_searchable() -> list[str]:
     """The settings that a space may name."""
     return [
         f"{section}.{field}"
@@ -60,9 +60,11 @@ def parse_space(rules: Rules, base: Config) -> Space:
     """
     if not rules:
         raise ValueError("tune.space is empty: name at least one setting to vary")
-    unknown = sorted(set(rules) - set(searchable()))
+    unknown = sorted(set(rules) - set(list_searchable()))
     if unknown:
-        raise ValueError(f"tune.space names unknown settings {', '.join(unknown)}; one of {', '.join(searchable())}")
+        raise ValueError(
+            f"tune.space names unknown settings {', '.join(unknown)}; one of {', '.join(list_searchable())}"
+        )
     shaping = sorted(_SHAPING & set(rules))
     if base.tune.scheduler == "pbt" and shaping:
         raise ValueError(

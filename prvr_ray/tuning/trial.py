@@ -1,12 +1,44 @@
-"""What is kept of one trial: the record that stands in storage, feeds the sampler again and is drawn in the report."""
+"""One trial: what is planned for it, and the record that is kept of it in storage."""
 
 import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from prvr_ray.tuning.space import Point
+from prvr_ray.config import Config
+from prvr_ray.tuning.space import Point, apply_point
 
 State = Literal["finished", "stopped", "failed"]
+
+
+@dataclass(frozen=True)
+class PlannedTrial:
+    """A trial that is to run. A small value that travels to its process.
+
+    Attributes:
+        name: of its folder.
+        point: the values that the space varies.
+        config: the base with the point in it; None where the configuration refuses the point.
+        refusal: why it does.
+    """
+
+    name: str
+    point: Point
+    config: Config | None
+    refusal: str | None = None
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The trial as Ray Tune carries it. Name and point are beside it as plain values: of a population, Ray keeps a
+        placeholder in place of any other object until the trial starts."""
+        return {"trial": {"name": self.name, "point": self.point, "planned": self}}
+
+    @classmethod
+    def plan(cls, name: str, point: Point, base: Config) -> "PlannedTrial":
+        """Put a point into the base, once for all that ask."""
+        try:
+            return cls(name, point, apply_point(base, point))
+        except ValueError as error:  # values that do not go together are a finding about this point
+            return cls(name, point, None, f"{type(error).__name__}: {error}")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray.cloudpickle
-from interrupted import (
+from support.interrupted import (
     check_features,
     check_nothing_again,
     committed,
@@ -26,19 +26,19 @@ from interrupted import (
     summary_of,
     wait_until,
 )
-from small_clip import write_small_clip
+from support.small_clip import write_small_clip
 
 from prvr_ray import schema
 from prvr_ray.collection import ShardFolder, open_collection
-from prvr_ray.corpus.decoder import VideoDecoder
-from prvr_ray.corpus.video import Segment
 from prvr_ray.encoders import describe_encoder
-from prvr_ray.stages.decoding import DecodePlan
-from prvr_ray.stages.encoding import EncodePlan
+from prvr_ray.features.decode_worker import DecodePlan
+from prvr_ray.features.encode_worker import EncodePlan
+from prvr_ray.features.pending import compare_videos, find_pending_videos, read_states
+from prvr_ray.features.sources import list_sources
 from prvr_ray.stages.ingest_pipeline import plan_pipeline
-from prvr_ray.stages.sources import list_sources
-from prvr_ray.stages.wanted import current_videos, states, wanted_videos
 from prvr_ray.storage import LocalStore
+from prvr_ray.video.decoder_process import VideoDecoder
+from prvr_ray.video.segments import Segment
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import a test module
 
@@ -132,7 +132,7 @@ def test_killed_workers_of_every_kind_leave_each_segment_once(tmp_path, local_ra
     expected = expected_features(videos, encoder)
     settings = settings_for(encoder)
     collection = open_collection(root)
-    current, changed = current_videos(collection, list_sources(str(videos), ["mp4"])[0], settings.split_shares, 1.0)
+    current, changed = compare_videos(collection, list_sources(str(videos), ["mp4"])[0], settings.split_shares, 1.0)
     collection.video_shards.append(changed)
     plain = plan_pipeline(settings, [describe_encoder(encoder)])
     pipeline = replace(
@@ -146,7 +146,7 @@ def test_killed_workers_of_every_kind_leave_each_segment_once(tmp_path, local_ra
     (tmp_path / "root/features/default/spec.json").write_text(
         '{"format_version": 1, "shared": true, "teacher": {"dim": 24}, "student": {"dim": 24}}'
     )
-    work = wanted_videos(current, states(features, current), retry=())
+    work = find_pending_videos(current, read_states(features, current), retry=())
 
     pipeline.ingest_videos(work, ShardFolder(store, schema.FEATURE_VIDEOS), "shard")
 

@@ -5,21 +5,21 @@ import subprocess
 import sys
 
 import pytest
-from rendering import render
+from support.rendering import render
 
 MEASURE = """
 import json, resource, sys
 import psutil
 import pyarrow as pa
 from prvr_ray.config import IngestSettings
-from prvr_ray.corpus.container import Limits
-from prvr_ray.corpus.frames import FrameSpec
-from prvr_ray.corpus.packets import Sampling
-from prvr_ray.stages.decoding import DecodePlan, DecodeVideos
+from prvr_ray.video.container import Limits
+from prvr_ray.video.frames import FrameSpec
+from prvr_ray.video.packets import Sampling
+from prvr_ray.features.decode_worker import DecodePlan, DecodeVideos
 
 segment_frames = IngestSettings().segment_frames
 sampling = Sampling(1.0, segment_frames=segment_frames)
-plan = DecodePlan(sampling, (FrameSpec((64, 64)),), Limits(), 600.0, 60.0, 2**31, 64)
+plan = DecodePlan(sampling, (FrameSpec((64, 64)),), Limits(), 600.0, 60.0, 2**31, 64, False, 0.0)
 video = {"video_id": "v", "uri": sys.argv[1], "etag": "e", "added_at": 0.0, "missing": None, "skip": []}
 num_bytes = 0
 for pack in DecodeVideos(plan)(pa.Table.from_pylist([video])):

@@ -11,8 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import ray.cloudpickle
-from faulty_proxy import Faults, faulty_proxy
-from interrupted import (
+from support.faulty_proxy import Faults, faulty_proxy
+from support.interrupted import (
     FPS,
     SEGMENT_FRAMES,
     check_features,
@@ -28,21 +28,21 @@ from interrupted import (
     summary_of,
     wait_until,
 )
-from small_clip import write_small_clip
+from support.small_clip import write_small_clip
 
-from prvr_ray import cli, storage
-from prvr_ray import collection as collection_module
+from prvr_ray import cli
+from prvr_ray.collection import collection as collection_module
 from prvr_ray.collection import open_collection
-from prvr_ray.corpus.container import Limits
-from prvr_ray.corpus.frames import FrameSpec
-from prvr_ray.corpus.packets import Sampling
+from prvr_ray.collection.shard_writer import PutShard, raise_put_errors
+from prvr_ray.features.decode_worker import DecodePlan, DecodeVideos
+from prvr_ray.features.encode_worker import EncodePacks, EncodePlan
+from prvr_ray.features.pending import compare_videos, find_pending_videos, read_states
+from prvr_ray.features.sources import list_sources
 from prvr_ray.stages import ingest as stage
-from prvr_ray.stages.committing import PutShard, check_put
-from prvr_ray.stages.decoding import DecodePlan, DecodeVideos
-from prvr_ray.stages.encoding import EncodePacks, EncodePlan
-from prvr_ray.stages.sources import list_sources
-from prvr_ray.stages.wanted import current_videos, states, wanted_videos
-from prvr_ray.storage import LocalStore, open_store
+from prvr_ray.storage import LocalStore, open_store, s3
+from prvr_ray.video.container import Limits
+from prvr_ray.video.frames import FrameSpec
+from prvr_ray.video.packets import Sampling
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import a test module
 
@@ -57,7 +57,7 @@ def test_a_busy_server_that_cuts_connections_costs_nothing_but_time(
 ):
     local, source = render_videos(tmp_path / "videos", 8), s3_root.replace("collection", "videos")
     upload(local, source)
-    faults = Faults(busy=0.15, cut_before=0.1, cut_after=0.15)  # there are few requests
+    faults = Faults(busy=0.15, cut_before=0.1, cut_after=0.15, deck=20)  # there are few requests
     with faulty_proxy(s3_endpoint, faults) as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         forget_clients()
@@ -174,15 +174,17 @@ def ingest_here(source: str, root: str, encoder: str) -> None:
     """The workers of ingest one after the other in this process, one shard a pack."""
     collection = open_collection(root)
     stage.declare_spec(collection.features().store, {"shared": True, "teacher": {"dim": 24}, "student": {"dim": 24}})
-    current, changed = current_videos(collection, list_sources(source, ["mp4"])[0], {"train": 1.0}, 1.0)
+    current, changed = compare_videos(collection, list_sources(source, ["mp4"])[0], {"train": 1.0}, 1.0)
     collection.video_shards.append(changed)
-    work = wanted_videos(current, states(collection.features(), current), retry=())
+    work = find_pending_videos(current, read_states(collection.features(), current), retry=())
     spec = FrameSpec((32, 32), "squash", "bilinear")
-    decoding = DecodeVideos(DecodePlan(Sampling(FPS, False, SEGMENT_FRAMES), (spec,), Limits(), 60.0, 30.0, 2**31, 4))
+    decoding = DecodeVideos(
+        DecodePlan(Sampling(FPS, False, SEGMENT_FRAMES), (spec,), Limits(), 60.0, 30.0, 2**31, 4, False, 0.0)
+    )
     encoding = EncodePacks(EncodePlan((encoder,), (0,), 4, 1, 0))
     for packs in decoding(work):
         for rows in encoding(packs):
-            check_put(PutShard(collection.features().video_shards, "shard-1")(rows))
+            raise_put_errors(PutShard(collection.features().video_shards, "shard-1")(rows))
 
 
 def upload(folder: Path, uri: str) -> None:
@@ -191,5 +193,4 @@ def upload(folder: Path, uri: str) -> None:
 
 
 def forget_clients() -> None:
-    storage._s3_client.cache_clear()
-    storage._s3_filesystem.cache_clear()
+    s3._s3_client.cache_clear()

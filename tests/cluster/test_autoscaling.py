@@ -4,14 +4,14 @@ import time
 from collections import Counter
 
 import pytest
-from clusters import Head, running_head
-from launched import shrunken_aws
 from ray._raylet import GcsClient
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply, NodeStatus
 from ray.util.state import list_tasks
-from served import add_run, add_videos
-from several_nodes import running
-from worlds import NUM_FRAMES, random_encoder, render_videos
+from support.cluster_worlds import NUM_FRAMES, random_encoder, render_videos
+from support.clusters import Head, running_head
+from support.launched import shrunken_aws
+from support.served import add_run, add_videos
+from support.several_nodes import running
 
 from prvr_ray.collection import open_collection
 

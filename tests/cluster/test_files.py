@@ -12,7 +12,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from prvr_ray.cli import build_parser
+from prvr_ray.cli.main import build_parser
 from prvr_ray.config import SECTIONS, Config, resolve
 
 REPOSITORY = Path(__file__).parents[2]

@@ -8,17 +8,17 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
-import released_layout
-from served import add_queries, add_run, add_videos
-from several_nodes import Nodes, running, several_nodes
-from worlds import NUM_FRAMES, random_encoder, render_videos, vectors_of
+from support import released_layout
+from support.cluster_worlds import NUM_FRAMES, random_encoder, render_videos, vectors_of
+from support.served import add_queries, add_run, add_videos
+from support.several_nodes import Nodes, running, several_nodes
 
 from prvr_ray.collection import open_collection
-from prvr_ray.runs import open_run
-from prvr_ray.stages.imports import import_collection
-from prvr_ray.stages.index_folder import IndexFolder
-from prvr_ray.stages.trial_folder import TrialFolder
+from prvr_ray.features.importing import import_collection
+from prvr_ray.index.index import IndexFolder
+from prvr_ray.runs.run import open_run
 from prvr_ray.storage import open_store
+from prvr_ray.tuning.records import TrialFolder
 
 DECODERS, ENCODERS = "MapWorker(MapBatches(DecodeVideos))", "MapWorker(MapBatches(EncodePacks))"
 INDEXERS = "MapWorker(MapBatches(_IndexVideos))"

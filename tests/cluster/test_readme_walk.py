@@ -17,10 +17,10 @@ import boto3
 import open_clip
 import pytest
 import torch
-from clusters import BIN, Head, running_head
-from launched import shrunken_aws
 from safetensors.torch import save_file
-from worlds import NUM_FRAMES, render_videos
+from support.cluster_worlds import NUM_FRAMES, render_videos
+from support.clusters import BIN, Head, running_head
+from support.launched import shrunken_aws
 
 from prvr_ray.collection import open_collection
 

@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from notices import metadata_service, watching
+from support.notices import metadata_service, watching
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clusters import BIN, Head, running_head
-from small_clip import write_small_clip
+from support.clusters import BIN, Head, running_head
+from support.small_clip import write_small_clip
 
-from prvr_ray.corpus.synthetic import plan_world, queries_of, render
-from prvr_ray.stages.imports import import_collection
+from prvr_ray.demo.world import plan_world, queries_of, render
+from prvr_ray.features.importing import import_collection
 
 JOBS = Path(__file__).parents[2] / "jobs"
 NUM_VIDEOS = {"train": 8, "val": 4, "test": 5}

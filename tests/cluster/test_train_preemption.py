@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-import released_layout
-from clusters import BIN
-from notices import metadata_service, watching
-from several_nodes import running, several_nodes
+from support import released_layout
+from support.clusters import BIN
+from support.notices import metadata_service, watching
+from support.several_nodes import running, several_nodes
 
-from prvr_ray.runs import RunFolder, open_run
-from prvr_ray.stages.imports import import_collection
+from prvr_ray.features.importing import import_collection
+from prvr_ray.runs.run import RunFolder, open_run
 
 NUM_UPDATES = 300  # of an epoch
 

@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 import yaml
-from planted import plant
-from several_nodes import Nodes, running, several_nodes
+from support.planted import plant
+from support.several_nodes import Nodes, running, several_nodes
 
 SETTINGS = {
     "student": {"hidden_dim": 16, "max_frames": 12, "max_tokens": 6},

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from prvr_ray.encoders import describe_encoder, load_encoder
+from prvr_ray.encoders.checkpoint import shorten
 from prvr_ray.encoders.spec import resolve_encoder
 
 TEXTS = [
@@ -249,5 +251,103 @@ def test_a_local_checkpoint_of_a_known_model_has_that_models_preprocessing(tmp_p
     preprocess = resolve_encoder(f"ViT-B-16-SigLIP:{weights}").preprocess
     wanted = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "squash")
     assert (preprocess["mean"], preprocess["std"], preprocess["resize_mode"]) == wanted
-    with pytest.raises(ValueError, match=r"weights of ViT-L-14 differ in how frames are prepared; .*preprocess_cfg"):
+    with pytest.raises(
+        ValueError, match=r"released weights of ViT-L-14 differ in their preprocessing; .*preprocess_cfg"
+    ):
         resolve_encoder(f"ViT-L-14:{weights}")  # some of them were trained with CLIP's mean, some with a half
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_the_spec_says_the_trained_logit_scale_and_whether_the_text_tower_is_causal(tmp_path, suffix):
+    name, model = write_model(tmp_path, CONFIG, suffix)
+    spec = describe_encoder(name)
+    assert spec.logit_scale == pytest.approx(model.logit_scale.exp().item(), rel=1e-6)
+    assert spec.causal_text
+    (tmp_path / "free").mkdir()
+    free = {**CONFIG, "text_cfg": {**CONFIG["text_cfg"], "no_causal_mask": True}, "custom_text": True}
+    assert not describe_encoder(write_model(tmp_path / "free", free, suffix)[0]).causal_text
+
+
+def wrapped(kind, state):
+    if kind == "numpy":
+        return {"state_dict": state, "best": np.float64(0.5), "epoch": np.int64(3), "lr": np.float32(0.1)}
+    if kind == "compiled":
+        return {"model": {f"module._orig_mod.{name}": value for name, value in state.items()}, "epoch": 3}
+    if kind == "lightning":
+        return {"state_dict": {f"model.{name}": value for name, value in state.items()}, "hyper_parameters": {"lr": 1}}
+    return {f"_orig_mod.{name}": value for name, value in state.items()}
+
+
+@pytest.mark.parametrize("kind", ["numpy", "compiled", "lightning", "bare"])
+def test_checkpoints_as_trainers_save_them_give_the_same_vectors(tmp_path, kind):
+    name, model = write_model(tmp_path, CONFIG)
+    torch.save(wrapped(kind, model.state_dict()), tmp_path / "saved.pt")
+    saved = f"{tmp_path}/model.json:{tmp_path}/saved.pt"
+    expected, found = load_encoder(name, device="cpu"), load_encoder(saved, device="cpu")
+    np.testing.assert_array_equal(found.encode_frames(frames(2)), expected.encode_frames(frames(2)))
+    assert describe_encoder(saved) == found.spec
+    assert found.logit_scale == expected.logit_scale
+
+
+def test_a_checkpoint_that_cannot_be_read_safely_comes_with_the_command_that_saves_it_again(tmp_path):
+    _, model = write_model(tmp_path, CONFIG)
+    archive = torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2))
+    torch.jit.save(archive, tmp_path / "script.pt")
+    check_refused(f"{tmp_path}/model.json:{tmp_path}/script.pt", "a TorchScript archive", "torch.jit.load")
+    torch.save({"state_dict": model.state_dict(), "args": Payload(tmp_path / "ran")}, tmp_path / "code.pt")
+    check_refused(f"{tmp_path}/model.json:{tmp_path}/code.pt", "which only Python code could load", "python -c")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_another_library_s_error_is_whole_words_without_colours():
+    error = RuntimeError("\x1b[31mred\x1b[0m " + "word " * 100 + "\nsecond line")
+    assert shorten(error) == "red " + "word " * 39 + "..."
+
+
+def test_weights_that_may_not_be_read_say_so(tmp_path, monkeypatch):
+    name, _ = write_model(tmp_path, CONFIG)
+
+    open_path = Path.open
+
+    def refuse(path, *arguments, **options):
+        if path.name == "weights.safetensors":
+            raise PermissionError(13, "Permission denied", str(path))
+        return open_path(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)  # root may read any file
+    with pytest.raises(ValueError, match=r"no permission to read .*weights\.safetensors"):
+        load_encoder(name, device="cpu")
+
+
+def write_word_tokenizer(folder):
+    """A tokenizer of ten words, as transformers saves one."""
+    words = ["[PAD]", "[EOS]", "[UNK]", "a", "red", "circle", "blue", "square", "moves", "left"]
+    tokenizers = pytest.importorskip("tokenizers")
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: n for n, word in enumerate(words)}, "[UNK]"))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    inner.post_processor = tokenizers.processors.TemplateProcessing("$A [EOS]", special_tokens=[("[EOS]", 1)])
+    folder.mkdir()
+    inner.save(str(folder / "tokenizer.json"))
+    special = {"pad_token": "[PAD]", "eos_token": "[EOS]", "unk_token": "[UNK]"}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **special}))
+
+
+def test_a_model_with_a_tokenizer_of_transformers_encodes_text_as_open_clip_does(tmp_path):
+    pytest.importorskip("transformers")
+    write_word_tokenizer(tmp_path / "words")
+    text = {**CUSTOM_TEXT["text_cfg"], "vocab_size": 16, "hf_tokenizer_name": f"{tmp_path}/words", "pool_type": "last"}
+    name, model = write_model(tmp_path, CONFIG | {"custom_text": True, "text_cfg": text})
+    pooled, states = load_encoder(name, device="cpu").encode_text(["a red circle", "blue square"])
+    tokens = torch.tensor([[3, 4, 5, 1] + [0] * 12, [6, 7, 1] + [0] * 13])
+    np.testing.assert_allclose(pooled, model.encode_text(tokens).detach().numpy(), rtol=1e-4, atol=1e-5)
+    assert [len(state) for state in states] == [4, 3]
+
+
+def test_a_tokenizer_whose_package_is_missing_is_refused_before_anything_starts(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)  # as where it is not installed
+    text = {**CONFIG["text_cfg"], "hf_tokenizer_name": f"{tmp_path}/words"}
+    config = {**CONFIG, "custom_text": True, "text_cfg": text}
+    (tmp_path / "model.json").write_text(json.dumps(config))
+    (tmp_path / "w.safetensors").touch()
+    with pytest.raises(ValueError, match=r"the package transformers; pip install 'prvr_ray\[transformers\]'"):
+        describe_encoder(f"{tmp_path}/model.json:{tmp_path}/w.safetensors")

@@ -3,13 +3,13 @@
 import boto3
 import numpy as np
 import pytest
-from rendering import render
+from support.rendering import render
 
-from prvr_ray.lookup import Found
 from prvr_ray.report.answers import Query, Video, answers_section, choose
 from prvr_ray.report.evaluation import Evaluation
 from prvr_ray.report.figures import Span
 from prvr_ray.report.filmstrips import Projector
+from prvr_ray.scores.lookup import Found
 
 EDGES_S = np.arange(5.0)
 QUERY = Query("q", "a text", ["right"], {"right": [Span(1.0, 3.0)]})
@@ -64,7 +64,7 @@ def test_features_without_times_have_a_curve_and_no_moment():
     with Projector() as projector:
         answer = shown(nowhere, Video(None, np.nan), projector)
     assert (answer.moment, answer.strips, answer.ends) == ("", (), ("first frame", "last frame"))
-    assert answer.note == "No times: only features are known."
+    assert answer.note == "No times: only features of this video are known."
     assert "nan" not in answer.curve.lower()
 
 

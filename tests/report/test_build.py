@@ -4,13 +4,14 @@ import re
 from pathlib import Path
 
 import pytest
-from test_study_sections import summary, trial
-from world import BROKEN, HOSTILE, make_world
+from support.read_only import refuse_puts
+from support.report_world import BROKEN, HOSTILE, make_world
+from support.study_summaries import summary, trial
 
 from prvr_ray import cli
 from prvr_ray.config import Config, ReportSettings
 from prvr_ray.report.build import report
-from prvr_ray.runs import open_run
+from prvr_ray.runs.run import open_run
 from prvr_ray.storage import put_json
 
 SETTINGS = ReportSettings(num_examples=2, num_resamples=200)
@@ -67,7 +68,7 @@ def test_the_verdicts_answer_the_three_questions(browser, page):
     searched, beat, fails = browser.run("return [...document.querySelectorAll('.verdicts dd')].map(x => x.innerText)")
     assert re.match(r"9 videos \(\d\.\d min\) with 27 queries: the test split of a collection of 30 videos\.", searched)
     assert searched.endswith("1 video could not be read.")
-    assert beat.startswith(("Yes:", "No:", "Not that this split could tell:"))
+    assert beat.startswith(("Yes:", "No:", "This split cannot tell:"))
     assert "of the queries the right video is not the first answer" in fails
 
 
@@ -100,11 +101,11 @@ def test_of_several_studies_one_is_chosen(tmp_path):
         put_json(collection.store.child(f"tune/{name}"), "summary.json", summary([trial(0), trial(1)]))
 
     def missing(study: str) -> list[str]:
-        said = report(SETTINGS, root=collection.store.uri, run="begun", study_name=study)
+        said = report(SETTINGS, root=collection.store.uri, run="begun", study=study)
         return [line for line in said["missing"] if "stud" in line]
 
     assert missing("") == ["Several studies: choose one with --study: a, b."]
-    assert missing("c") == ["No study c has ended: choose one with --study: a, b."]
+    assert missing("c") == ["No finished study c: choose one with --study: a, b."]
     assert missing("b") == []
 
 
@@ -128,3 +129,18 @@ def test_pictures_that_cannot_be_shown_are_excused(collection, page):
         video.rename(video.with_suffix(".gone"))
     said = report(SETTINGS, root=collection.store.uri, run="second", name="without-videos")
     assert "No pictures:" in text(Path(said["output"]))
+
+
+def test_a_root_that_may_only_be_read_leaves_the_page_in_a_temporary_folder(collection, monkeypatch, tmp_path, capsys):
+    root = collection.store.uri
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    refuse_puts(monkeypatch)
+    assert cli.main(["report", "--root", root, "--run", "first", "--name", "unkept"]) == 1
+    said = capsys.readouterr()
+    [page] = tmp_path.rglob("index.html")
+    assert "Report of run first" in text(page)
+    assert said.out.splitlines()[-1] == f"output: {page}"
+    assert "sections" in said.out
+    [line] = said.err.splitlines()
+    assert line.startswith(f"prvr: this report could not be kept in {root}/reports/unkept, so it lies in a temporary")
+    assert "Read-only file system" in line

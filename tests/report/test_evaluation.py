@@ -45,7 +45,7 @@ def test_a_gap_pairs_queries_by_their_id():
     [
         ([1] * 50, [200] * 50, "Yes: SumR 400.0 against 0.0, a difference of +400.0"),
         ([200] * 50, [1] * 50, "No: SumR 0.0 against 400.0, a difference of −400.0"),
-        ([1, 200] * 25, [200, 1] * 25, "Not that this split could tell: SumR 200.0 against 200.0"),
+        ([1, 200] * 25, [200, 1] * 25, "This split cannot tell: SumR 200.0 against 200.0"),
     ],
 )
 def test_the_verdict_follows_the_interval(fused, teacher, answer):

@@ -7,10 +7,11 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from support.rendering import read_number, render
 
-from prvr_ray.corpus.errors import VideoError
 from prvr_ray.report.figures import Span
 from prvr_ray.report.filmstrips import Projector
+from prvr_ray.video.errors import VideoError
 
 COLOURS = ((220, 30, 30), (30, 200, 30), (40, 60, 220), (220, 220, 40))
 
@@ -27,6 +28,14 @@ def video(tmp_path_factory):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
     return path
+
+
+def test_a_moment_of_a_video_that_starts_behind_its_sound_is_where_a_player_shows_it(projector, tmp_path):
+    """Numbered pictures from 5.5 s on: the one at 6.5 s is the tenth, 12 tiles in black and white."""
+    path = render(tmp_path / "v.mp4", 80, times=[5_500 + 100 * n for n in range(80)], b_frames=0, sound_s=(0, 14))
+    strip = projector.strip(str(path), 13.5, Span(6.4, 6.6), 1, (48, 64))
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(strip.partition(",")[2]))))
+    assert read_number(picture.transpose(2, 0, 1)) in (9, 10)
 
 
 @pytest.fixture(scope="module")

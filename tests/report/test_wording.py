@@ -2,7 +2,7 @@
 
 import pytest
 
-from prvr_ray.report.wording import clock, count, duration, interval, signed, span, spread
+from prvr_ray.report.wording import clock, count, duration, interval, seed_cells, signed, span, spread
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,19 @@ def test_runs_over_seeds_read_as_mean_and_spread():
     assert spread({"mean": 150.04, "sd": None}) == "150.0"
     assert spread(None) == "–"
     assert interval(-0.31, 10.2) == "−0.3 to +10.2"
+
+
+def test_a_configuration_over_seeds_has_a_spread_and_a_difference_per_split():
+    row = {
+        "validation": {"mean": 150.04, "sd": 2.51},
+        "validation_gain": {"mean": 4.96, "low": -0.31, "high": 10.2},
+        "test": {"mean": 140.0, "sd": None},
+        "test_gain": {"mean": -1.0, "low": None, "high": None},
+    }
+    assert seed_cells(row, ["validation", "test"]) == [
+        ("150.0 ± 2.5", ""),
+        ("+5.0", "−0.3 to +10.2"),
+        ("140.0", ""),
+        ("−1.0", ""),
+    ]
+    assert seed_cells({"test": None, "test_gain": None}, ["test"]) == [("–", ""), ("–", "")]

@@ -4,16 +4,16 @@ from collections import defaultdict
 
 import pytest
 
-from prvr_ray.retrieval import memory, multiplying
+from prvr_ray.retrieval import buffers, matmul
 
 
 @pytest.fixture(autouse=True)
 def spare(monkeypatch):
-    left = defaultdict[str, list[memory.Memory]](list)
-    monkeypatch.setattr(memory, "_SPARE", left)
+    left = defaultdict[str, list[buffers.Memory]](list)
+    monkeypatch.setattr(buffers, "_SPARE", left)
     return left
 
 
 @pytest.fixture(autouse=True)
 def bfloat16_everywhere(monkeypatch):
-    monkeypatch.setattr(multiplying, "has_bfloat16", lambda device: True)
+    monkeypatch.setattr(matmul, "has_bfloat16", lambda device: True)

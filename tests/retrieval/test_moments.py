@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from ragged_worlds import as_blocks, ragged_world, unit_rows
+from support.ragged_worlds import as_blocks, ragged_world, unit_rows
 
 from prvr_ray.retrieval.moments import branch_curves, fuse_curves, locate
 

@@ -25,19 +25,21 @@ def test_tiles_cover_every_window_once_in_runs_of_one_length(lengths, max_rows):
     assert chunk_edges(offsets, first_chunk).tolist() == [low for _, low, _ in chunks] + [sum(lengths)]
 
     cut = tiles(offsets, first_chunk, max_rows)
-    stops = [runs[-1].windows.stop for runs in cut]
-    assert [runs[0].windows.start for runs in cut] == [0, *stops[:-1]]
+    stops = [strips[-1].windows.stop for strips in cut]
+    assert [strips[0].windows.start for strips in cut] == [0, *stops[:-1]]
     assert stops[-1] == len(lengths)
-    for runs in cut:
-        start, stop = runs[0].windows.start, runs[-1].windows.stop
+    for strips in cut:
+        start, stop = strips[0].windows.start, strips[-1].windows.stop
         rows, before = sum(lengths[start:stop]), sum(lengths[:start])
         assert rows <= max_rows or stop == start + 1
-        assert [window for run in runs for window in range(len(lengths))[run.windows]] == list(range(start, stop))
-        assert [row for run in runs for row in range(sum(lengths))[run.rows]] == list(range(before, before + rows))
-        for run in runs:
-            assert len(set(lengths[run.windows])) == 1
-            windows = range(len(lengths))[run.windows]
-            assert [chunk for chunk in chunks if chunk[0] in windows] == chunks[run.chunks]
+        assert [window for strip in strips for window in range(len(lengths))[strip.windows]] == list(range(start, stop))
+        assert [row for strip in strips for row in range(sum(lengths))[strip.rows]] == list(
+            range(before, before + rows)
+        )
+        for strip in strips:
+            assert len(set(lengths[strip.windows])) == 1
+            windows = range(len(lengths))[strip.windows]
+            assert [chunk for chunk in chunks if chunk[0] in windows] == chunks[strip.chunks]
 
 
 @pytest.mark.parametrize("length", [1, 7, 8, 9, 16, 23])

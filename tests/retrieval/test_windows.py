@@ -51,6 +51,8 @@ def test_each_frame_lasts_while_it_is_the_nearest():
     assert edges.tolist() == [0, 0.5, 2.5, 6.0]
     assert frame_edges(np.array([0.0, 1.0, 4.0]), None).tolist() == [0, 0.5, 2.5, 5.5]
     assert frame_edges(np.array([2.0]), 3.0).tolist() == [0, 3.0]
+    assert frame_edges(np.array([20.0, 21.0, 24.0]), 26.0).tolist() == [19.5, 20.5, 22.5, 26]  # a late start
+    assert frame_edges(np.array([0.04, 1.04]), 2.0).tolist() == [0, 0.54, 2]
     assert np.isnan(frame_edges(np.full(3, np.nan), None)).tolist() == [True] * 4
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from planted import plant
-from proofs import figure_of, gain_by_hand
+from support.planted import plant
+from support.proofs import figure_of, gain_by_hand
 
 from prvr_ray.cli import main
 from prvr_ray.config import resolve
 from prvr_ray.stages.train import train
-from prvr_ray.tuning.ablations import questions
+from prvr_ray.tuning.ablations import list_questions
 
 SEEDS = (9528, 9529)
 SETTINGS = {
@@ -58,7 +58,7 @@ def test_one_question_is_answered_by_runs_that_a_second_call_does_not_repeat(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("prvr_ray.stages.ablate.questions", lambda base: questions(base)[:1])
+    monkeypatch.setattr("prvr_ray.stages.ablate.list_questions", lambda base: list_questions(base)[:1])
     assert main(command) == 0
     first = records(tmp_path)
     assert len(first) == 3 * len(SEEDS)
@@ -76,11 +76,11 @@ def test_the_questions_are_answered_by_runs_that_a_kill_does_not_repeat(
     assert 5 <= len(before) < 28
     assert main(command) == 0
     after = records(tmp_path)
-    assert len(after) == 14 * len(SEEDS)
+    assert len(after) == 16 * len(SEEDS)
     assert {name: after[name] for name in before} == before
     *shown, last = capsys.readouterr().out.splitlines()
     answers = json.loads(last)["questions"]
-    assert [len(question["rows"]) for question in answers] == [3, 5, 4, 6, 5, 3]
+    assert [len(question["rows"]) for question in answers] == [3, 5, 4, 6, 5, 3, 3]
     check_rows(tmp_path, answers, " ".join(shown))
     check_against_plain_training(tmp_path)
 
@@ -91,6 +91,7 @@ def check_rows(root: Path, answers: list[dict], shown: str) -> None:
     for question in answers:
         reference = question["reference"]
         trained = {"exp-distillation": base, "sigmoid-soft-targets": base, "teacher": base}
+        trained["exp-distillation-noise-2"] = "teacher-noise-2"
         for row in question["rows"]:
             runs = trained.get(row["name"], row["name"])
             for split in ("validation", "test"):
@@ -102,7 +103,9 @@ def check_rows(root: Path, answers: list[dict], shown: str) -> None:
                     gain = gain_by_hand(folder, runs, trained.get(reference, reference), SEEDS, split)
                     assert row[f"{split}_gain"] == gain
             assert row["name"] in shown
-        assert question["finding"].startswith(f"{question['title']} Compared with {reference} on the test split, ")
+        assert question["finding"].startswith(
+            f"{question['title']} Compared with {reference} on the validation split, "
+        )
         assert all(row["name"] in question["finding"] for row in question["rows"])
 
 

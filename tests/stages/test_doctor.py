@@ -7,7 +7,7 @@ import shutil
 import subprocess
 
 import pytest
-from clusters import BIN
+from support.clusters import BIN
 
 from prvr_ray.stages import doctor as module
 from prvr_ray.stages.doctor import doctor
@@ -83,7 +83,7 @@ def test_a_disk_of_one_node_alone_is_found(tmp_path):
     assert module._storage("storage", str(tmp_path)).ok
     check = module._storage("storage", str(tmp_path), mark="doctor/mark-of-the-driver")
     assert not check.ok
-    assert "storage that all share" in check.detail
+    assert "storage that all nodes share" in check.detail
 
 
 def test_small_shared_memory_and_full_disks_say_what_to_do(monkeypatch):

@@ -8,19 +8,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
-from served import HIDDEN_DIM, MAX_FRAMES, add_run, add_videos
+from support.served import HIDDEN_DIM, MAX_FRAMES, add_run, add_videos
 
 from prvr_ray import schema
 from prvr_ray.collection import ShardFolder, declare_spec, open_collection
+from prvr_ray.collection.shard_writer import raise_put_errors
 from prvr_ray.config import IndexSettings
-from prvr_ray.runs import open_run
+from prvr_ray.index.index import IndexFolder
+from prvr_ray.index.manifest import live_counts
+from prvr_ray.index.student_encoder import Windowing
+from prvr_ray.runs.run import open_run
 from prvr_ray.schema import unpack_times, unpack_vectors
 from prvr_ray.stages import index as stage
-from prvr_ray.stages.committing import check_put
 from prvr_ray.stages.index import index
-from prvr_ray.stages.index_folder import IndexFolder
-from prvr_ray.stages.student_vectors import Windowing
-from prvr_ray.storage import LocalStore, put_json, read_table
+from prvr_ray.storage import LocalStore, ShardError, put_json, read_table
 from prvr_ray.student.batching import normalize, sample_uniform
 
 SETTINGS = IndexSettings(pass_frames=64, shard_bytes=8192)
@@ -48,8 +49,9 @@ def encoded(student, frames_FD):
     return {name: torch.nn.functional.normalize(x[0], dim=1).detach().numpy() for name, x in branches.items()}
 
 
-@pytest.mark.parametrize("settings", [SETTINGS, CUT])
-def test_rows_are_the_students_unit_vectors_of_each_window(tmp_path, local_ray, settings):
+@pytest.mark.parametrize(("settings", "runs_on"), [(SETTINGS, "in_process"), (CUT, "in_process"), (CUT, "local_ray")])
+def test_rows_are_the_students_unit_vectors_of_each_window(tmp_path, request, settings, runs_on):
+    request.getfixturevalue(runs_on)
     features = add_videos(tmp_path, [f"v{i:02d}" for i in range(30)])
     student = add_run(tmp_path)
     summary = index(settings, root=str(tmp_path), run="run", index="i")
@@ -74,7 +76,7 @@ def test_rows_are_the_students_unit_vectors_of_each_window(tmp_path, local_ray, 
 
 
 @pytest.mark.parametrize(("videos_per_task", "sizes"), [(10, [16, 16, 8]), (20, [10, 10, 10, 10])])
-def test_shards_of_a_task_are_of_one_size(tmp_path, local_ray, monkeypatch, videos_per_task, sizes):
+def test_shards_of_a_task_are_of_one_size(tmp_path, in_process, monkeypatch, videos_per_task, sizes):
     """16 windows of 8 frames, 2 branches and 16 features fill 8,192 bytes; a task is no smaller than that."""
     monkeypatch.setattr(stage, "_VIDEOS_PER_TASK", videos_per_task)
     add_videos(tmp_path, [f"v{i:02d}" for i in range(40)])
@@ -115,7 +117,8 @@ def indexing_worker(root, folder=None):
     target = IndexFolder(collection, "i")
     declare_spec(target.store, spec)
     plan = stage._IndexPlan(features, run, spec, 64, 0.0, folder or target.shards, "shard-1", 16)
-    return stage._IndexVideos(plan), stage._missing(features, target, plan.windowing)
+    none = live_counts(target.shards, {})
+    return stage._IndexVideos(plan), stage._pending(features, none, plan.windowing)
 
 
 def test_a_repeated_task_puts_the_same_shards(tmp_path):
@@ -142,10 +145,10 @@ def test_the_first_shard_that_cannot_be_put_is_a_tasks_last(tmp_path):
     (acknowledged,) = worker(work)
     assert len(put) <= 3  # of 7: two more were on their way
     with pytest.raises(OSError, match="No space left on device"):
-        check_put(acknowledged)
+        raise_put_errors(acknowledged)
 
 
-def test_a_second_run_adds_only_new_and_changed_videos(tmp_path, local_ray):
+def test_a_second_run_adds_only_new_and_changed_videos(tmp_path, in_process):
     add_videos(tmp_path, ["a", "b", "c"])
     add_run(tmp_path)
     index(SETTINGS, root=str(tmp_path), run="run", index="i")
@@ -161,7 +164,7 @@ def test_a_second_run_adds_only_new_and_changed_videos(tmp_path, local_ray):
     assert files_of(tmp_path).items() > files.items()  # what stood stands untouched
 
 
-def test_a_video_of_which_a_killed_job_put_some_windows_is_indexed_whole(tmp_path, local_ray):
+def test_a_video_of_which_a_killed_job_put_some_windows_is_indexed_whole(tmp_path, in_process):
     """Windows of one video lie in two shards; a job that is killed between the two leaves the first."""
     add_videos(tmp_path, [f"v{i:02d}" for i in range(30)])
     add_run(tmp_path)
@@ -171,8 +174,9 @@ def test_a_video_of_which_a_killed_job_put_some_windows_is_indexed_whole(tmp_pat
     shards_of = {video_id: {row["shard"] for row in windows if row["video_id"] == video_id} for video_id, _ in whole}
     kept = next(min(shards) for shards in shards_of.values() if len(shards) > 1)
     num_whole = sum(shards == {kept} for shards in shards_of.values())
-    for name in {*files_of(tmp_path)} - {kept, "spec.json"}:
+    for name in {*files_of(tmp_path)} - {kept, "spec.json", "manifest-00000000.json"}:
         folder.store.delete(name)
+    assert folder.plan() == ([], [])  # readers see nothing of a job that is killed
     assert index(CUT, root=str(tmp_path), run="run", index="i")["videos"] == 30 - num_whole
     assert rows_of(tmp_path, "i").keys() == whole.keys()
     shards, missing = folder.plan()
@@ -182,21 +186,21 @@ def test_a_video_of_which_a_killed_job_put_some_windows_is_indexed_whole(tmp_pat
     assert index(CUT, root=str(tmp_path), run="run", index="i")["videos"] == 0
 
 
-def test_the_loss_of_a_shard_that_a_killed_job_put_is_noticed(tmp_path, local_ray):
-    """The job is killed when all shards stand, before it notes them."""
+def test_a_lost_shard_is_found_when_it_is_read_and_made_again_by_the_next_run(tmp_path, in_process):
     add_videos(tmp_path, [f"v{i:02d}" for i in range(30)])
     add_run(tmp_path)
     index(SETTINGS, root=str(tmp_path), run="run", index="i")
-    folder = IndexFolder(open_collection(str(tmp_path)), "i")
-    for item in folder.store.list("written-"):
-        folder.store.delete(item.key)
-    assert index(SETTINGS, root=str(tmp_path), run="run", index="i")["videos"] == 0
-    lost = folder.shards.live()[0]
-    folder.store.delete(lost)
-    assert folder.plan()[1] == [f"{folder.store.uri}/{lost} is missing"]
+    folder, whole = IndexFolder(open_collection(str(tmp_path)), "i"), rows_of(tmp_path, "i")
+    shards, missing = folder.plan()
+    assert not missing
+    folder.store.delete(shards[0]["name"])
+    with pytest.raises(ShardError, match=f"{shards[0]['name']} is missing"):
+        folder.load(shards[0], ["inheritance"], HIDDEN_DIM)
+    assert index(SETTINGS, root=str(tmp_path), run="run", index="i")["videos"] == shards[0]["rows"]
+    assert rows_of(tmp_path, "i").keys() == whole.keys()
 
 
-def test_one_branch_leaves_the_other_column_empty(tmp_path, local_ray):
+def test_one_branch_leaves_the_other_column_empty(tmp_path, in_process):
     add_videos(tmp_path, ["a"])
     add_run(tmp_path, branches=("exploration",))
     index(SETTINGS, root=str(tmp_path), run="run", index="i")
@@ -205,7 +209,7 @@ def test_one_branch_leaves_the_other_column_empty(tmp_path, local_ray):
     assert row["exploration"]
 
 
-def test_another_run_or_windowing_is_refused_and_named(tmp_path, local_ray):
+def test_another_run_or_windowing_is_refused_and_named(tmp_path, in_process):
     add_videos(tmp_path, ["a"])
     add_run(tmp_path)
     add_run(tmp_path, "other", seed=1)

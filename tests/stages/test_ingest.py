@@ -1,24 +1,27 @@
 """Ingest through a local Ray: what stands afterwards, what a second run does, and vectors equal to plain open_clip."""
 
+import contextlib
 import json
 import shutil
+from collections import Counter
 
-import collection_rows as make
 import numpy as np
 import open_clip
 import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
-from rendering import render
-from small_clip import write_small_clip
+from support import collection_rows as make
+from support.rendering import render
+from support.small_clip import write_small_clip
 
 from prvr_ray import cli, schema
-from prvr_ray.collection import open_collection
+from prvr_ray.collection import open_collection, shards
 from prvr_ray.config import IngestSettings
+from prvr_ray.features.pending import compare_videos, find_pending_videos
+from prvr_ray.features.sources import Source
 from prvr_ray.stages.ingest import _count, ingest
-from prvr_ray.stages.sources import Source
-from prvr_ray.stages.wanted import current_videos, wanted_videos
+from prvr_ray.storage import LocalStore
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +52,7 @@ def features_of(root):
     return {video.video_id: video for video in features.read_videos(features.complete())}
 
 
-def test_ingest_encodes_every_frame_as_plain_open_clip_does(tmp_path, local_ray, encoder, videos, settings):
+def test_ingest_encodes_every_frame_as_plain_open_clip_does(tmp_path, in_process, encoder, videos, settings):
     root = tmp_path / "root"
     captions = [
         {"query_id": f"q{n}", "text": f"a red circle {n}", "video_ids": ["c"], "split": "mine"} for n in range(3)
@@ -97,7 +100,7 @@ def plain_vectors(model, path, timestamps_s, size=32):
         return model.encode_image(torch.stack([transform(Image.fromarray(frames[t])) for t in nearest]))
 
 
-def test_a_second_run_does_what_is_new_and_nothing_else(tmp_path, local_ray, videos, settings, monkeypatch):
+def test_a_second_run_does_what_is_new_and_nothing_else(tmp_path, in_process, videos, settings, monkeypatch):
     root = tmp_path / "root"
     ingest(settings, root=str(root), videos=str(videos))
     before = features_of(root)
@@ -123,7 +126,9 @@ def test_a_second_run_does_what_is_new_and_nothing_else(tmp_path, local_ray, vid
     assert everything["wanted"]["videos"] == 1
 
 
-def test_a_manifest_s_folder_that_is_away_for_a_while_costs_nothing(tmp_path, local_ray, videos, settings, monkeypatch):
+def test_a_manifest_s_folder_that_is_away_for_a_while_loses_nothing(
+    tmp_path, in_process, videos, settings, monkeypatch
+):
     root = tmp_path / "root"
     manifest = tmp_path / "list.csv"
     manifest.write_text("uri\nvideos/a.mp4\nvideos/b.mkv\n")
@@ -162,7 +167,23 @@ def test_another_student_encoder_gets_the_same_frames_at_its_own_size(tmp_path, 
     assert (query.teacher.shape, query.tokens.shape) == ((24,), (5, 40))  # start, three words, end
 
 
-def test_real_files_become_features_or_failures_that_add_up(tmp_path, local_ray, encoder, test_data, capsys):
+def test_partial_videos_are_counted_named_and_refused_on_request(tmp_path, in_process, videos, settings):
+    cut = render(videos / "b.mkv", 200, fps=10)
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    root = str(tmp_path / "root")
+    counts = ingest(settings, root=root, videos=str(videos))["videos"]
+    assert (counts["ingested"], counts["partial"]) == (3, 1)
+    assert counts["partial_examples"][0].startswith("b.mkv (")
+
+    strict = settings.model_copy(update={"min_decoded_share": 0.9})
+    again = ingest(strict, root=root, videos=str(videos))
+    assert again["exit_code"] == 1
+    assert "1 videos ('b.mkv') were ingested earlier" in again["warning"]
+    counts = ingest(strict, root=str(tmp_path / "other"), videos=str(videos))["videos"]
+    assert (counts["ingested"], counts["by_error_class"]) == (2, {"decode": 1, "partial": 1})
+
+
+def test_real_files_become_features_or_failures_that_add_up(tmp_path, in_process, encoder, test_data, capsys):
     entries = [json.loads(line) for line in (test_data / "videos/manifest.jsonl").read_text().splitlines()]
     bad = {entry["file"] for entry in entries if not entry["frames_decoded"]}
     root = str(tmp_path / "root")
@@ -207,12 +228,70 @@ def test_work_of_which_nothing_stands_afterwards_ends_with_exit_code_1(tmp_path)
     """As where every node has a disk of its own under the name of ROOT."""
     collection = open_collection(str(tmp_path / "root"))
     sources = [Source(name, f"/v/{name}", 1, "e") for name in ("done", "failed", "lost")]
-    current, changed = current_videos(collection, sources, {"train": 1.0}, now=1.0)
+    current, changed = compare_videos(collection, sources, {"train": 1.0}, now=1.0)
     collection.video_shards.append(changed)
     features = collection.features()
     rows = [make.segment("done"), make.failure("failed")]
     features.video_shards.append(pa.Table.from_pylist(rows, schema.FEATURE_VIDEOS))
-    counts = _count(features, current, wanted_videos(current, {}, ()), max_failure_share=0.5)
+    counts = _count(features, current, find_pending_videos(current, {}, ()), IngestSettings(max_failure_share=0.5))
     assert counts["exit_code"] == 1
-    assert "of 1 videos that were worked on ('lost')" in counts["warning"]
-    assert _count(features, current, current.slice(0, 0), max_failure_share=0.5)["exit_code"] == 0
+    assert "1 videos ended with neither features nor a failure (e.g. 'lost')" in counts["warning"]
+    assert _count(features, current, current.slice(0, 0), IngestSettings(max_failure_share=0.5))["exit_code"] == 0
+
+
+def test_a_moved_root_and_moved_weights_go_on_and_shards_are_read_at_most_twice(
+    tmp_path, in_process, encoder, videos, settings, monkeypatch
+):
+    root, moved = tmp_path / "root", tmp_path / "moved"
+    caption = {"query_id": "q", "text": "a red circle", "video_ids": ["a.mp4"]}
+    open_collection(str(root)).query_shards.append(pa.Table.from_pylist([caption], schema.QUERIES))
+    read, counts = shards.read_table, Counter()
+    monkeypatch.setattr(
+        shards, "read_table", lambda store, key, columns: counts.update([key]) or read(store, key, columns)
+    )
+    ingest(settings, root=str(root), videos=str(videos))
+    assert max(counts.values()) <= 2
+    root.rename(moved)
+    weights = write_small_clip(tmp_path / "elsewhere")[0]
+    shutil.copy(videos / "a.mp4", videos / "new.mp4")
+    summary = ingest(settings.model_copy(update={"encoder": weights}), root=str(moved), videos=str(videos))
+    assert summary["frames"] == 6
+    assert max(counts.values()) <= 2 * 2  # in two runs
+
+
+def test_folders_are_listed_before_and_after_the_work(tmp_path, encoder, videos, settings, monkeypatch):
+    """Ray is not started: of the work only what it puts is needed here."""
+    root = str(tmp_path / "root")
+    caption = {"query_id": "q", "text": "a red circle", "video_ids": ["a"], "split": "test"}
+    open_collection(root).query_shards.append(pa.Table.from_pylist([caption], schema.QUERIES))
+
+    class Pipeline:
+        def ingest_videos(self, work, shards, run, declare):
+            rows = [make.failure(row["video_id"], added_at=row["added_at"]) for row in work.to_pylist()]
+            shards.append(pa.Table.from_pylist(rows, schema.FEATURE_VIDEOS))
+            return 0
+
+        def ingest_queries(self, queries, shards, run, declare):
+            pass
+
+    monkeypatch.setattr("prvr_ray.stages.ingest.connect", lambda address: contextlib.nullcontext())
+    monkeypatch.setattr("prvr_ray.stages.ingest.plan_pipeline", lambda *_: Pipeline())
+    listed, list_all = Counter(), LocalStore.list
+    monkeypatch.setattr(
+        LocalStore, "list", lambda store, *prefix: listed.update([store.uri]) or list_all(store, *prefix)
+    )
+    summary = ingest(settings, root=root, videos=str(videos))
+    assert (summary["videos"]["failed"], summary["queries_matched"]) == (4, 1)
+    of = {uri.removeprefix(f"{root}/"): count for uri, count in listed.items() if uri.startswith(root)}
+    # A third time where this run itself has put a shard meanwhile: new videos, matched captions.
+    assert of == {"videos": 3, "queries": 3, "features/default/videos": 2, "features/default/queries": 1}
+
+
+def test_a_run_that_puts_nothing_leaves_no_spec(tmp_path, in_process, videos, settings, monkeypatch):
+    def fail(pipeline):
+        raise ValueError("no CPUs")
+
+    monkeypatch.setattr("prvr_ray.stages.ingest_pipeline.Pipeline.fit_workers", fail)
+    with pytest.raises(ValueError, match="no CPUs"):
+        ingest(settings, root=str(tmp_path / "root"), videos=str(videos))
+    assert not (tmp_path / "root/features/default/spec.json").exists()

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-import released_layout
+from support import released_layout
 
 from prvr_ray import cli
-from prvr_ray.runs import open_run
+from prvr_ray.runs.run import open_run
 
 ROWS = {"teacher", "inheritance", "exploration", "fused", "teacher+student"}
 METRICS = {"r1", "r5", "r10", "r100", "sumr", "medr", "meanr", "map"}
@@ -71,4 +71,4 @@ def test_released_features_train_resume_evaluate_and_report(prvr, tmp_path, caps
         assert cli.main(command) == 2
         [line] = capsys.readouterr().err.splitlines()
         assert "were imported: their text vectors" in line
-        assert "ask a split whose text features were imported too" in line
+        assert "use a split whose text features were imported too" in line

@@ -12,17 +12,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
-from score_world import CUT, SETTINGS, answers, expected_answers, make_world, windows_of
-from served import add_index, add_videos
+from support.score_world import CUT, SETTINGS, answers, expected_answers, make_world, windows_of
+from support.served import add_index, add_videos
 
 from prvr_ray import schema
 from prvr_ray.collection import existing_collection
-from prvr_ray.maintenance import compact, remove
+from prvr_ray.collection.maintenance import compact, remove
+from prvr_ray.index.index import IndexFolder
 from prvr_ray.retrieval.scoring import Search
-from prvr_ray.stages.index_folder import IndexFolder
+from prvr_ray.scores.job import unpack_names
+from prvr_ray.scores.plan import begin_job, find_queries, plan_job
 from prvr_ray.stages.score import Scorer, score
-from prvr_ray.stages.score_job import unpack_names
-from prvr_ray.stages.score_plan import begin_job, find_questions, plan_job
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +30,9 @@ def world(tmp_path_factory):
     return make_world(tmp_path_factory.mktemp("root"))
 
 
-@pytest.mark.parametrize("mode", ["exact", "fast"])
-def test_answers_equal_a_brute_force_over_windows_in_many_shards_and_units(world, local_ray, mode):
+@pytest.mark.parametrize(("mode", "runs_on"), [("exact", "local_ray"), ("fast", "without_ray")])
+def test_answers_equal_a_brute_force_over_windows_in_many_shards_and_units(world, request, mode, runs_on):
+    request.getfixturevalue(runs_on)
     root, student = world
     summary = score(
         SETTINGS.model_copy(update={"mode": mode}), root=str(root), index="i", queries="test", output=f"job-{mode}"
@@ -63,7 +64,8 @@ def test_answers_equal_a_brute_force_over_windows_in_many_shards_and_units(world
                 assert {row[name] for name in ("peak_s", "start_s", "end_s")} == {None}
 
 
-def test_fast_answers_are_byte_for_byte_the_exact_ones(world, local_ray):
+def test_fast_answers_are_byte_for_byte_the_exact_ones(world, without_ray):
+    """The exact ones came through Ray, the fast ones from this process: the same bytes, too."""
     root, _ = world
     for mode in ("exact", "fast"):
         again = score(SETTINGS, root=str(root), index="i", queries="test", output=f"job-{mode}")
@@ -79,25 +81,25 @@ def test_another_question_under_the_same_name_is_refused_and_named(world):
 
 
 def planned_here(root, output):
-    """A job with its questions, ready to score."""
+    """A job with its queries, ready to score."""
     folder = IndexFolder(existing_collection(str(root)), "i")
-    rows, queries, _ = find_questions("test", folder, output)
+    rows, queries, _ = find_queries("test", folder, output)
     job = begin_job(SETTINGS, folder, queries, *plan_job(SETTINGS, folder, rows, queries))
     Scorer(job, queries, 0).put_queries(0, rows)
-    return job, job.questions(0)
+    return job, job.read_queries(0)
 
 
 def test_a_partial_is_a_small_share_of_what_it_was_made_from(world):
-    job, questions = planned_here(world[0], "shares")
+    job, vectors = planned_here(world[0], "shares")
     for unit, (start, stop) in enumerate(job.plan["units"][:-1]):
-        partial = job.score(unit, questions)
+        partial, _ = job.score(unit, vectors)
         num_read = sum(shard["bytes"] for shard in job.plan["shards"][start : stop + 1])  # units are whole shards
         names = unpack_names(safetensors.numpy.load(partial)["names"])
         assert len(partial) < num_read / 8 + len(json.dumps(names)) + 1000  # videos' names, and the object's header
 
 
 def test_the_next_shard_is_read_while_one_is_multiplied(world, monkeypatch):
-    job, questions = planned_here(world[0], "ahead")
+    job, vectors = planned_here(world[0], "ahead")
     job.plan["units"] = [(0, len(job.plan["shards"]))]
     begun = [threading.Event() for _ in job.plan["shards"]]
     order = {shard["name"]: place for place, shard in enumerate(job.plan["shards"])}
@@ -115,7 +117,7 @@ def test_the_next_shard_is_read_while_one_is_multiplied(world, monkeypatch):
 
     monkeypatch.setattr(IndexFolder, "load", noted)
     monkeypatch.setattr(Search, "add", waiting)
-    job.score(0, questions)
+    job.score(0, vectors)
     assert next(num_added) == len(begun) > 3
 
 
@@ -163,12 +165,11 @@ def test_a_shard_that_comes_back_is_scored_after_all(damaged, without_ray):
     root, shards = damaged
     ask = {"root": str(root), "index": "i", "queries": "test", "output": "job"}
     whole = answered(root, "whole")
-    job, questions = planned_here(root, "job")
+    job, vectors = planned_here(root, "job")
     away = shards[1].rename(root / "away")
-    job = replace(job, absent=(shards[1].name,))
-    job.note_absent()
-    for block, unit in job.wanted_units():
-        job.store.put(job.unit_key(block, unit), job.score(unit, questions))
+    job = replace(job, allow_missing=True)
+    for block, unit in job.pending_units():
+        job.put_partial(block, unit, vectors)
     for key, data in job.merge(0):
         job.store.put(key, data)
     assert answers(root, "job") != whole  # and now the job is killed, and the shard restored

@@ -13,13 +13,13 @@ from collections import Counter
 import psutil
 import pytest
 import safetensors.numpy
-from score_world import SETTINGS, answers, expected_answers, make_world
+from support.score_world import SETTINGS, answers, expected_answers, make_world
 
-from prvr_ray.maintenance import remove
+from prvr_ray.collection.maintenance import remove
+from prvr_ray.scores import job, plan
+from prvr_ray.scores.job import unpack_names
 from prvr_ray.stages import score as stage
-from prvr_ray.stages import score_job, score_plan
 from prvr_ray.stages.score import Scorer, score
-from prvr_ray.stages.score_job import unpack_names
 from prvr_ray.storage import LocalStore
 
 
@@ -37,13 +37,13 @@ from prvr_ray.stages.score import score
 root, output, log = sys.argv[1:]
 
 def slow_down():
-    from prvr_ray.stages.score_job import ScoreJob
+    from prvr_ray.scores.job import ScoreJob
     work = ScoreJob.score
-    def noted(self, unit, questions):
+    def noted(self, unit, queries):
         with open(log, "a") as lines:
             lines.write(f"{os.getpid()} {unit}\\n")
         time.sleep(0.5)
-        return work(self, unit, questions)
+        return work(self, unit, queries)
     ScoreJob.score = noted
 
 ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=2**27,
@@ -95,9 +95,9 @@ def slow_job(world, tmp_path):
         return started[-1]
 
     yield start
-    for job in started:
-        if job.process.poll() is None:
-            job.kill_everything()
+    for one in started:
+        if one.process.poll() is None:
+            one.kill_everything()
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +112,7 @@ def parts_of(folder):
     return {path.name: path.read_bytes() for path in folder.glob("part-*")}
 
 
+@pytest.mark.slow
 def test_a_killed_job_goes_on_and_ends_byte_for_byte_the_same(world, whole, slow_job):
     """SIGKILL to the driver and all its workers once some partials stand; those are not made again."""
     num_units, expected = whole
@@ -148,10 +149,10 @@ class Killed(BaseException):
 
 @pytest.fixture
 def small_files(monkeypatch):
-    """Ten questions a file, five a part."""
-    for module in (score_job, score_plan, stage):
+    """Ten queries a file, five a part."""
+    for module in (job, plan, stage):
         monkeypatch.setattr(module, "QUERIES_PER_FILE", 10)
-    monkeypatch.setattr(score_job, "_ANSWERS_PER_PART", 35)
+    monkeypatch.setattr(job, "_ANSWERS_PER_PART", 35)
 
 
 def finish(root, output):

@@ -15,18 +15,18 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
-import released_layout
 import torch
 from ray.train import ControllerError, WorkerGroupError
+from support import released_layout
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from prvr_ray import schema
 from prvr_ray.collection import open_collection
 from prvr_ray.config import Config, resolve
-from prvr_ray.runs import RunFolder, open_run
-from prvr_ray.stages.imports import import_collection
-from prvr_ray.stages.train import load_run, train
-from prvr_ray.stages.training_data import TrainingData
+from prvr_ray.features.importing import import_collection
+from prvr_ray.runs.run import RunFolder, open_run
+from prvr_ray.runs.training_data import TrainingData
+from prvr_ray.stages.train import train
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -60,12 +60,13 @@ def test_a_run_on_imported_features_leaves_all_that_later_stages_read(root, tmp_
     summary = train(config, root=root, run="first")
     assert (summary["train"]["videos"], summary["validation"]["videos"], summary["epochs"]) == (20, 8, 3)
 
-    student, trained_with = load_run(root, "first")
-    assert trained_with.model_dump(include={"student", "train"}) == config.model_dump(include={"student", "train"})
+    folder = open_run(root, "first")
+    student, trained_with = folder.load_student(), folder.config()
+    assert trained_with.student == config.student
+    assert trained_with.train == config.train.model_copy(update={"teacher_scores": "raw"})  # imported features
     assert not student.training
     assert student.encode_frames(torch.randn(1, 3, 24), torch.ones(1, 3))["inheritance"].shape == (1, 3, 16)
 
-    folder = open_run(root, "first")
     epochs = folder.metrics()
     assert [metrics["epoch"] for metrics in epochs] == [0, 1, 2]
     best = max(epochs, key=lambda metrics: metrics["fused/sumr"])
@@ -262,9 +263,12 @@ def test_runs_whose_worker_or_driver_is_killed_end_bit_equal_to_an_uninterrupted
     [
         (
             WorkerGroupError("...", {1: RuntimeError("a trace\nCUDA out of memory. Tried to allocate 2 GiB")}),
-            r"max_failures allows: CUDA out of memory.*--train\.videos_per_pass.*Run it again to go on$",
+            r"max_failures allows: CUDA out of memory.*--train\.videos_per_pass.*again to resume$",
         ),
-        (ControllerError(RuntimeError("no placement group")), r"allows: no placement group\. Run it again to go on$"),
+        (
+            ControllerError(RuntimeError("no placement group")),
+            r"allows: no placement group\. Run the command again to resume$",
+        ),
     ],
 )
 def test_a_training_that_ray_gives_up_is_a_line_with_the_workers_reason(root, tmp_path, monkeypatch, error, said):

@@ -1,20 +1,23 @@
 import threading
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from splits import STUDENT, make_split
+from support.student_splits import STUDENT, make_split
 
 from prvr_ray.student.batching import (
     BatchReader,
     align,
-    epoch_batches,
+    cut_tokens,
+    draw_batches,
     normalize,
     prefetch,
     resample,
     sample_uniform,
 )
+from prvr_ray.student.cache import QueryRows, VideoRows, read_cache, write_cache
 
 
 @pytest.mark.parametrize("n", [4, 10, 13, 27, 31])
@@ -48,14 +51,52 @@ def test_alignment_brings_the_teacher_to_the_student_and_as_published_the_revers
     assert (aligned == teacher).all()
 
 
+def _shortened(rows: list[np.ndarray], limit: int) -> list[np.ndarray]:
+    """METHOD's sampling, one output at a time; a sequence that is short enough stays as it is."""
+    if len(rows) <= limit:
+        return rows
+    edges = [min(round(i / limit * len(rows)), len(rows) - 1) for i in range(limit + 1)]
+    return [sum(rows[start:stop]) / (stop - start) if stop > start else rows[start] for start, stop in pairwise(edges)]
+
+
+@pytest.mark.parametrize(
+    ("num_student", "num_teacher"),
+    [(300, 60), (60, 100), (100, 60), (300, 200), (200, 300), (128, 128), (1, 7), (7, 1), (129, 128), (500, 129)],
+)
+def test_faithful_alignment_is_the_published_one(num_student, num_teacher):
+    """Published: the stored student frames are shortened to the teacher's number, then to the limit, never lengthened;
+    the student's mask says how many of the teacher's count."""
+    rng = np.random.default_rng(num_student * 1000 + num_teacher)
+    student, teacher = rng.normal(size=(num_student, 5)), rng.normal(size=(num_teacher, 3))
+    expected = _shortened(_shortened(list(student), num_teacher), 128)
+    expected = [row / (np.linalg.norm(row) + 1e-5) for row in expected]
+    frames, aligned = align(student, teacher, limit=128, faithful=True)
+    np.testing.assert_allclose(frames, expected, atol=2e-6)
+    np.testing.assert_allclose(aligned, _shortened(list(teacher), 128)[: len(expected)], atol=2e-6)
+
+
+def test_a_batch_names_every_relevant_video_of_its_queries(tmp_path):
+    frames, tokens = np.ones((2, 3)), np.ones((2, 4))
+    videos = [VideoRows(name, frames, frames) for name in ("a", "b", "c")]
+    queries = [QueryRows("p", ["a", "c"], tokens, frames[0]), QueryRows("q", ["b"], tokens, frames[0])]
+    write_cache(tmp_path, videos, queries)
+    batch = BatchReader(read_cache(tmp_path)).read(np.array([2, 1, 0]))
+    assert batch.video_of_query_N.tolist() == [0, 1, 2]
+    assert batch.relevant_NV.tolist() == [[True, False, True], [False, True, False], [True, False, True]]
+    for rank in range(2):  # every worker computes the whole loss
+        part = BatchReader(read_cache(tmp_path), rank=rank, world_size=2).read(np.array([2, 1, 0]))
+        assert torch.equal(part.relevant_NV, batch.relevant_NV)
+    assert BatchReader(make_split(tmp_path / "single", 4)).read(np.arange(4)).relevant_NV is None
+
+
 def test_an_epoch_visits_every_video_once_and_differs_from_the_next():
     videos = np.arange(100, 117)
-    batches = epoch_batches(videos, 5, seed=1, epoch=0)
+    batches = draw_batches(videos, 5, seed=1, epoch=0)
     assert [len(batch) for batch in batches] == [5, 5, 5, 2]
     assert sorted(np.concatenate(batches)) == list(videos)
-    again = np.concatenate(epoch_batches(videos, 5, seed=1, epoch=0))
+    again = np.concatenate(draw_batches(videos, 5, seed=1, epoch=0))
     assert (again == np.concatenate(batches)).all()
-    assert (again != np.concatenate(epoch_batches(videos, 5, seed=1, epoch=1))).any()
+    assert (again != np.concatenate(draw_batches(videos, 5, seed=1, epoch=1))).any()
 
 
 def test_a_batch_holds_its_videos_captions_rich_first(tmp_path):
@@ -113,3 +154,11 @@ def test_prefetch_keeps_order_works_ahead_and_passes_errors_on():
     assert [next(results) for _ in range(4)] == [1, 2, 3, 4]
     with pytest.raises(RuntimeError, match="five"):
         next(results)
+
+
+@pytest.mark.parametrize(
+    ("length", "keep_last", "kept"),
+    [(5, True, [0, 1, 2, 4]), (5, False, [0, 1, 2, 3]), (4, True, [0, 1, 2, 3]), (0, True, [])],
+)
+def test_a_long_caption_of_a_causal_tower_keeps_its_first_tokens_and_the_last(length, keep_last, kept):
+    assert cut_tokens(np.arange(length)[:, None], 4, keep_last).ravel().tolist() == kept

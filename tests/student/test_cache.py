@@ -62,7 +62,7 @@ def test_values_are_mapped_not_read(tmp_path):
         ([*VIDEOS, VideoRows("d", np.ones((1, 4)), np.ones((1, 5)))], QUERIES, "frames of 'd' have 4 .* others have 3"),
         ([VideoRows("a", np.ones((0, 3)), np.ones((1, 5)))], QUERIES, "'a' has no frames"),
         (VIDEOS, [QueryRows("q", ["nobody"], np.ones((1, 4)), np.ones(5))], "query 'q' names 'nobody'"),
-        ([*VIDEOS, VIDEOS[0]], QUERIES, r"stand twice: \['b'\]"),
+        ([*VIDEOS, VIDEOS[0]], QUERIES, r"occur twice: \['b'\]"),
         ([], [], "0 videos and 0 queries"),
     ],
 )

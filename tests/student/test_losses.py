@@ -97,6 +97,13 @@ def test_triplet_takes_a_pool_larger_than_the_batch():
     assert math.isfinite(triplet_loss(np.eye(3), np.arange(3), 0.2, 20).item())
 
 
+def test_a_pool_larger_than_the_batch_holds_every_negative():
+    scores = torch.tensor([[0.0, 0.9, 0.1]], dtype=torch.float64)  # the query's own video is column 0
+    generator = torch.Generator().manual_seed(0)
+    drawn = {round(triplet_loss(scores, torch.tensor([0]), 0.2, 20, generator).item(), 6) for _ in range(50)}
+    assert drawn == {1.1, 0.3}  # margin + 0.9, margin + 0.1
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (3, 1), (1, 2), (0, 0), (0, 3)])
 def test_one_query_one_video_or_nothing_gives_finite_losses_and_gradients(shape):
     labels = torch.zeros(shape[0], dtype=torch.int64)
@@ -168,3 +175,98 @@ def test_distillation_of_a_fully_masked_query_is_zero_and_padding_is_inert():
     expected = (t * (np.log(t) - np.log(s))).sum()
     student[0, 2], teacher[0, 2] = 1e6, np.nan  # padding may hold anything
     assert frame_distillation_loss(student, teacher, mask).item() == pytest.approx(expected, rel=1e-9)
+
+
+# Three queries about five videos; the first is about videos 0 and 3, so it has a row for each.
+SEVERAL = np.array([0, 3, 1, 4])
+RELEVANT = np.array([[1, 0, 0, 1, 0], [1, 0, 0, 1, 0], [0, 1, 0, 0, 0], [0, 0, 0, 0, 1]], bool)
+
+
+def _log_sum_exp(values: list[float]) -> float:
+    return math.log(sum(math.exp(value) for value in values))
+
+
+def test_another_relevant_video_is_no_negative_of_the_triplet_loss():
+    scores = np.random.default_rng(5).normal(size=(4, 5))
+    to_video, to_text = [], []
+    for n, own in enumerate(SEVERAL):
+        hardest = max(scores[n, v] for v in range(5) if not RELEVANT[n, v])
+        to_video.append(max(0, 0.2 + hardest - scores[n, own]))
+    for v in (0, 1, 3, 4):
+        negatives = [scores[n, v] for n in range(4) if not RELEVANT[n, v]]
+        to_text.append(max(0, 0.2 + max(negatives) - np.mean([scores[n, v] for n in range(4) if SEVERAL[n] == v])))
+    found = triplet_loss(scores, SEVERAL, 0.2, 1, relevant_NV=RELEVANT)
+    assert found.item() == pytest.approx(np.mean(to_video) + np.mean(to_text), rel=1e-12)
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(1.0, 1.0), (0.5, 0.6), (0.0, 0.3)])
+def test_another_relevant_video_takes_no_part_in_the_nce_losses(alpha, beta):
+    rng = np.random.default_rng(6)
+    scores, soft = rng.normal(size=(4, 5)), rng.normal(size=(4, 5))
+    hard_text, soft_text, hard_video, soft_video = [], [], [], []
+    for n, own in enumerate(SEVERAL):
+        kept = [v for v in range(5) if v == own or not RELEVANT[n, v]]
+        total = _log_sum_exp([scores[n, v] for v in kept])
+        soft_total = _log_sum_exp([soft[n, v] for v in kept])
+        is_hard = n < math.floor(alpha * 4)
+        weight = {
+            v: float(v == own) if is_hard else (1 - beta) * math.exp(soft[n, v] - soft_total) + beta * (v == own)
+            for v in kept
+        }
+        (hard_text if is_hard else soft_text).append(sum(weight[v] * (total - scores[n, v]) for v in kept))
+    for v in range(5):
+        own = [n for n in range(4) if SEVERAL[n] == v]
+        kept = [n for n in range(4) if n in own or not RELEVANT[n, v]]
+        if not own:
+            continue
+        total = _log_sum_exp([scores[n, v] for n in kept])
+        if v < math.floor(alpha * 5):
+            hard_video.append(total - _log_sum_exp([scores[n, v] for n in own]))
+            continue
+        soft_total = _log_sum_exp([soft[n, v] for n in kept])
+        weight = {n: (1 - beta) * math.exp(soft[n, v] - soft_total) + beta * (n in own) for n in kept}
+        soft_video.append(total - _log_sum_exp([scores[n, v] + math.log(weight[n] + 1e-12) for n in kept]))
+    mean = lambda values: float(np.mean(values)) if values else 0.0  # noqa: E731
+    expected = alpha * (mean(hard_text) + mean(hard_video)) + (1 - alpha) * (mean(soft_text) + mean(soft_video))
+    found = soft_target_nce_loss(scores, soft, SEVERAL, alpha, beta, relevant_NV=RELEVANT)
+    assert found.item() == pytest.approx(expected, rel=1e-9)
+    if alpha == 1:
+        assert nce_loss(scores, SEVERAL, relevant_NV=RELEVANT).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_perfect_scores_cost_nothing_where_a_query_has_several_relevant_videos():
+    perfect = torch.tensor(np.where(RELEVANT, 1.0, -1.0) * 40, requires_grad=True)
+    loss = triplet_loss(perfect, SEVERAL, 0.2, 20, relevant_NV=RELEVANT) + nce_loss(perfect, SEVERAL, RELEVANT)
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-12)
+    assert perfect.grad.abs().max() < 1e-12
+
+
+def test_a_query_that_every_video_of_a_batch_is_relevant_to_has_finite_losses_and_gradients():
+    scores = torch.randn(3, 3, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    labels, relevant = torch.tensor([0, 1, 2]), torch.ones(3, 3, dtype=torch.bool)
+    loss = triplet_loss(scores, labels, 0.2, 20, relevant_NV=relevant)
+    loss = loss + soft_target_nce_loss(scores, scores, labels, 0.5, 0.5, relevant)
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    assert torch.isfinite(scores.grad).all()
+
+
+def test_the_draw_of_a_query_with_few_negatives_is_uniform_among_them():
+    scores = torch.tensor([[0.0, 0.9, 0.8, 0.7, 0.1]], dtype=torch.float64)
+    relevant = torch.tensor([[True, False, True, True, False]])
+    generator = torch.Generator().manual_seed(0)
+    drawn = [triplet_loss(scores, torch.tensor([0]), 0.2, 3, generator, relevant).item() for _ in range(1000)]
+    values, counts = np.unique(np.round(drawn, 6), return_counts=True)
+    np.testing.assert_allclose(values, [0.3, 1.1])
+    assert counts.min() > 440
+
+
+def test_losses_are_bit_equal_where_each_query_has_one_relevant_video():
+    scores = torch.randn(6, 4, generator=torch.Generator().manual_seed(3))
+    labels = torch.tensor([0, 0, 1, 2, 3, 3])
+    relevant = torch.nn.functional.one_hot(labels, 4).bool()
+    assert torch.equal(nce_loss(scores, labels), nce_loss(scores, labels, relevant))
+    soft = soft_target_nce_loss(scores, scores, labels, 0.5, 0.7)
+    assert torch.equal(soft, soft_target_nce_loss(scores, scores, labels, 0.5, 0.7, relevant))
+    assert torch.equal(triplet_loss(scores, labels, 0.2, 1), triplet_loss(scores, labels, 0.2, 1, None, relevant))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from published import load_published
+from support.published import load_published
 
 from prvr_ray.student.model import Layout, Student
 

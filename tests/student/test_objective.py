@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from published import load_published, published_name
+from support.published import load_published, published_name
 
 from prvr_ray.config import TrainSettings
 from prvr_ray.student.batching import Batch
@@ -41,6 +41,7 @@ def batch(golden) -> Batch:
         token_layout=tokens,
         teacher_queries_ND=given["teacher_text"],
         own=OwnFrames.of(given["text_labels"], frames),
+        relevant_NV=None,
     )
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 
 from prvr_ray.student.model import Student
-from prvr_ray.student.optimizer import BertAdam, decay_groups
+from prvr_ray.student.optimizer import BertAdam, group_by_decay
 
 
 def test_twenty_steps_are_the_published_ones(golden):
@@ -38,7 +38,7 @@ def test_a_resumed_optimizer_goes_on_bit_for_bit():
 
 def test_only_biases_and_layer_norms_do_not_decay():
     model = Student(12, 10, hidden_dim=16)
-    moving, still = decay_groups(model, 0.01)
+    moving, still = group_by_decay(model, 0.01)
     assert (moving["weight_decay"], still["weight_decay"]) == (0.01, 0.0)
     names = {id(p): name for name, p in model.named_parameters()}
     still_names = {names[id(p)] for p in still["params"]}

@@ -1,5 +1,9 @@
+import math
+
 import pytest
 
+from prvr_ray.config import TrainSettings
+from prvr_ray.student.objective import EpochWeights, find_idle_decays
 from prvr_ray.student.schedules import distillation_weight, soft_target_factor
 
 
@@ -39,3 +43,30 @@ def test_an_unknown_kind_lists_the_known_ones():
         distillation_weight("step", 0, 120)
     with pytest.raises(ValueError, match="use one of sigmoid, exp, linear, cosine, none"):
         soft_target_factor("step", 0.8, 0.5, 0, 120)
+
+
+def test_schedules_of_the_run_go_through_the_papers_120_epochs_whatever_its_length():
+    per_run = TrainSettings(num_epochs=30, schedule_unit="run")
+    paper = TrainSettings(num_epochs=120)
+    for epoch in range(30):
+        assert EpochWeights.of(per_run, epoch) == EpochWeights.of(paper, 4 * epoch)
+    assert EpochWeights.of(TrainSettings(num_epochs=30), 29).alpha == pytest.approx(0.764, abs=0.001)
+    assert EpochWeights.of(per_run, 29).alpha < 0.01
+
+
+def test_decays_that_hardly_move_are_named():
+    assert find_idle_decays(TrainSettings(num_epochs=30)) == [
+        "alpha (sigmoid) only moves from 0.80 to 0.76",
+        "beta (sigmoid) only moves from 0.80 to 0.76",
+    ]
+    assert find_idle_decays(TrainSettings(num_epochs=30, schedule_unit="run")) == []
+    assert find_idle_decays(TrainSettings()) == []
+    assert find_idle_decays(TrainSettings(num_epochs=30, alpha_decay="none", beta_decay="none")) == []
+
+
+def test_rates_are_settings():
+    assert distillation_weight("linear", 10, 120, linear_rate=0.02) == pytest.approx(0.8)
+    assert soft_target_factor("exp", 0.8, 0.0, 2, 120, exp_rate=0.5) == pytest.approx(0.2)
+    assert soft_target_factor("sigmoid", 1.0, 0.0, 40, 120, sigmoid_k=400.0) == pytest.approx(
+        400 / (400 + math.exp(100 * 40 / 400))
+    )

@@ -13,16 +13,16 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from splits import QUIET, STUDENT, TRAIN, make_split
+from support.student_splits import QUIET, STUDENT, TRAIN, make_split
 
 from prvr_ray.config import TrainSettings
-from prvr_ray.student.batching import BatchReader, epoch_batches
+from prvr_ray.student.batching import BatchReader, draw_batches
 from prvr_ray.student.cache import FeatureCache, read_cache
-from prvr_ray.student.checkpoints import TrainingState, student_from_bytes, student_to_bytes
+from prvr_ray.student.checkpoints import Progress, TrainingState, student_from_bytes, student_to_bytes
 from prvr_ray.student.exchange import Exchange
 from prvr_ray.student.model import SelfAttention
 from prvr_ray.student.objective import EpochWeights, batch_losses
-from prvr_ray.student.training import fit, new_state, train_step
+from prvr_ray.student.training import create_state, fit, is_untrained, train_step
 
 
 @pytest.fixture
@@ -104,7 +104,24 @@ def test_a_finished_run_stays_finished(splits):
 def test_training_stops_after_patience_epochs_without_a_better_sumr(splits):
     frozen = TRAIN.model_copy(update={"lr": 1e-12, "num_epochs": 50, "patience": 2})
     state = fit(*splits, STUDENT, frozen)
-    assert (state.progress.best_epoch, state.progress.epoch) == (0, 3)
+    assert (state.progress.improved_epoch, state.progress.epoch) == (0, 3)
+    assert state.progress.best_epoch == 2  # of equal epochs the latest: the first step has learning rate 0
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on_with_its_own_best_epoch():
+    progress = Progress(**{"epoch": 4, "step": 0, "num_updates": 9, "sums": {}, "best_sumr": 50.0, "best_epoch": 1})
+    assert progress.epochs_without_gain == 2
+    assert progress.end_epoch(50.0)
+    assert (progress.best_epoch, progress.epochs_without_gain) == (4, 3)
+    assert progress.end_epoch(51.0)
+    assert (progress.best_epoch, progress.epochs_without_gain) == (5, 0)
+    assert not progress.end_epoch(50.0)
+
+
+def test_a_student_that_learnt_nothing_is_known(splits):
+    still = TRAIN.model_copy(update={"num_epochs": 1, "videos_per_batch": 11})  # one step, with learning rate 0
+    assert is_untrained(fit(*splits, STUDENT, still).model, still)
+    assert not is_untrained(fit(*splits, STUDENT, still.model_copy(update={"num_epochs": 2})).model, still)
 
 
 def test_a_student_below_its_teacher_is_warned_of(splits, caplog):
@@ -115,7 +132,7 @@ def test_a_student_below_its_teacher_is_warned_of(splits, caplog):
 
 def test_a_loss_that_is_not_finite_stops_before_the_update_and_is_named(splits):
     train, _ = splits
-    state = new_state(train, STUDENT, QUIET, 3, "cpu")
+    state = create_state(train, STUDENT, QUIET, 3, "cpu")
     with torch.no_grad():
         state.model.branches["exploration"].video_output.bias[0] = torch.nan
     before = {name: p.clone() for name, p in state.model.named_parameters()}
@@ -131,7 +148,7 @@ def test_bf16_autocast_stays_close_to_float32(splits):
     losses = {}
     for precision in ("float32", "bf16"):
         settings = QUIET.model_copy(update={"precision": precision})
-        state = new_state(train, STUDENT, settings, 3, "cpu")
+        state = create_state(train, STUDENT, settings, 3, "cpu")
         batch = BatchReader(train).read(np.arange(4))
         losses[precision] = train_step(state, batch, settings, EpochWeights.of(settings, 0), Exchange())["total"]
     assert losses["bf16"] == pytest.approx(losses["float32"], rel=0.02)
@@ -148,11 +165,11 @@ def test_a_student_comes_back_from_its_bytes_alone(splits):
 
 
 def test_damaged_and_foreign_checkpoints_are_refused(splits):
-    state = new_state(splits[0], STUDENT, TRAIN, 3, "cpu")
+    state = create_state(splits[0], STUDENT, TRAIN, 3, "cpu")
     data = state.to_bytes()
     with pytest.raises(ValueError, match="not a checkpoint"):
         state.load_bytes(data[: len(data) // 2])
-    other = new_state(splits[0], STUDENT.model_copy(update={"hidden_dim": 32}), TRAIN, 3, "cpu")
+    other = create_state(splits[0], STUDENT.model_copy(update={"hidden_dim": 32}), TRAIN, 3, "cpu")
     with pytest.raises(ValueError, match="another student"):
         other.load_bytes(data)
 
@@ -160,7 +177,7 @@ def test_damaged_and_foreign_checkpoints_are_refused(splits):
 def test_a_member_of_a_population_goes_on_from_another_s_weights_with_its_own_dropout_and_rate(splits):
     theirs = fit(*splits, STUDENT, TRAIN.model_copy(update={"num_epochs": 1}))
     mine = TRAIN.model_copy(update={"dropout": 0.4, "input_dropout": 0.0, "lr": 7e-3})
-    state = new_state(splits[0], STUDENT, mine, 3, "cpu")
+    state = create_state(splits[0], STUDENT, mine, 3, "cpu")
     state.load_bytes(theirs.to_bytes())
     assert all(torch.equal(a, b) for a, b in zip(state.model.parameters(), theirs.model.parameters(), strict=True))
     assert {module.dropout for module in state.model.modules() if isinstance(module, SelfAttention)} == {0.4}
@@ -173,7 +190,7 @@ def test_a_pickle_in_place_of_a_checkpoint_is_refused_and_not_run(splits, tmp_pa
     mark = tmp_path / "ran"
     buffer = io.BytesIO()
     torch.save(_Touches(mark), buffer)
-    state = new_state(splits[0], STUDENT, TRAIN, 3, "cpu")
+    state = create_state(splits[0], STUDENT, TRAIN, 3, "cpu")
     for data in (pickle.dumps(_Touches(mark)), buffer.getvalue()):
         for load in (state.load_bytes, student_from_bytes):
             with pytest.raises(ValueError, match="not a checkpoint"):
@@ -204,11 +221,11 @@ def test_hard_labels_go_to_caption_rich_videos_or_by_a_setting_to_random_ones(sp
 def _steps(train: FeatureCache, settings: TrainSettings, count: int) -> tuple[dict[str, torch.Tensor], list[float]]:
     """`count` steps from the start, across epochs; all weights, and each step's loss."""
     exchange = Exchange()
-    state = new_state(train, STUDENT, settings, 3, "cpu")
+    state = create_state(train, STUDENT, settings, 3, "cpu")
     reader = BatchReader(
         train, rank=exchange.rank, world_size=exchange.world_size, dtype=next(state.model.parameters()).dtype
     )
-    batches = [b for e in range(count) for b in epoch_batches(train.captioned_videos(), 4, settings.seed, e)]
+    batches = [b for e in range(count) for b in draw_batches(train.captioned_videos(), 4, settings.seed, e)]
     losses = [
         train_step(state, reader.read(videos), settings, EpochWeights.of(settings, i // 3), exchange)["total"]
         for i, videos in enumerate(batches[:count])
@@ -219,7 +236,7 @@ def _steps(train: FeatureCache, settings: TrainSettings, count: int) -> tuple[di
 def _gradient(train: FeatureCache, settings: TrainSettings, videos: np.ndarray) -> tuple[torch.Tensor, float]:
     """The gradient of one batch, as one vector, and its loss."""
     exchange = Exchange()
-    state = new_state(train, STUDENT, settings, 3, "cpu")
+    state = create_state(train, STUDENT, settings, 3, "cpu")
     batch = BatchReader(train, rank=exchange.rank, world_size=exchange.world_size).read(videos)
     generator = torch.Generator().manual_seed(0)
     loss, parts = batch_losses(state.model, batch, settings, EpochWeights.of(settings, 0), exchange, generator)

@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from splits import QUIET, STUDENT, make_split
+from support.student_splits import QUIET, STUDENT, make_split
 
 from prvr_ray.retrieval.metrics import ranks, summarize
 from prvr_ray.student import validation
 from prvr_ray.student.batching import BatchReader
 from prvr_ray.student.exchange import Exchange
-from prvr_ray.student.training import new_state
+from prvr_ray.student.training import create_state
 from prvr_ray.student.validation import Validation
 
 
@@ -49,7 +49,7 @@ def items(array) -> list[np.ndarray]:
 def test_all_rows_equal_ranks_of_whole_matrices_by_sorting(cache, rows_per_pass, monkeypatch):
     monkeypatch.setattr(validation, "_TEACHER_ROWS_PER_PASS", rows_per_pass)
     settings = QUIET.model_copy(update={"precision": "float64"})
-    model = new_state(cache, STUDENT, settings, 3, "cpu").model
+    model = create_state(cache, STUDENT, settings, 3, "cpu").model
     for parameter in model.parameters():  # at N(0, 0.02) all frames would look the same
         parameter.data.mul_(20) if parameter.ndim > 1 else None
     evaluation = Validation(BatchReader(cache, dtype=torch.float64), STUDENT, Exchange())
@@ -94,7 +94,7 @@ def test_the_teachers_frames_of_long_videos_are_never_held_together(cache, monke
 
 
 def test_scores_that_are_no_numbers_are_refused(cache):
-    model = new_state(cache, STUDENT, QUIET, 3, "cpu").model
+    model = create_state(cache, STUDENT, QUIET, 3, "cpu").model
     with torch.no_grad():
         model.branches["exploration"].video_output.bias[0] = torch.nan
     with pytest.raises(ValueError, match="scores hold NaN"):

@@ -3,8 +3,8 @@
 import dataclasses
 
 from prvr_ray.config import Config, resolve
-from prvr_ray.tuning.ablations import Question, distinct, finding, questions
-from prvr_ray.tuning.comparison import Row
+from prvr_ray.tuning.ablations import Question, deduplicate, list_questions, state_finding
+from prvr_ray.tuning.seed_comparison import Row
 from prvr_ray.tuning.space import apply_point
 from prvr_ray.tuning.statistics import Difference, Spread
 
@@ -12,13 +12,13 @@ BASE = resolve({"tune": {"teacher_noise": [2.0, 0.5, 0.0]}})
 
 
 def point_of(name: str) -> Config:
-    points = [question.variants[name] for question in questions(BASE) if name in question.variants]
+    points = [question.variants[name] for question in list_questions(BASE) if name in question.variants]
     assert points == points[:1] * len(points)  # one name means one thing in every question
     return apply_point(BASE, points[0])
 
 
 def test_every_question_of_the_paper_is_asked_with_every_decay() -> None:
-    names = [list(question.variants) for question in questions(BASE)]
+    names = [list(question.variants) for question in list_questions(BASE)]
     distillations = [f"{kind}-distillation" for kind in ("static", "exp", "linear", "sigmoid")]
     soft_targets = [f"{kind}-soft-targets" for kind in ("static", "sigmoid", "exp", "linear", "cosine")]
     assert names == [
@@ -28,6 +28,8 @@ def test_every_question_of_the_paper_is_asked_with_every_decay() -> None:
         ["hard-targets", *soft_targets],
         soft_targets,
         ["no-teacher", "teacher", "teacher-noise-0.5", "teacher-noise-2"],
+        [f"{kind}-distillation-noise-0.5" for kind in ("static", "exp", "linear")],
+        [f"{kind}-distillation-noise-2" for kind in ("static", "exp", "linear")],
     ]
 
 
@@ -44,14 +46,16 @@ def test_variants_switch_off_what_they_say() -> None:
 
 
 def test_no_configuration_is_trained_twice() -> None:
-    trained, trained_as = distinct(questions(BASE), BASE)
+    trained, trained_as = deduplicate(list_questions(BASE), BASE)
     configs = [apply_point(BASE, point).model_dump_json() for point in trained.values()]
     assert len(set(configs)) == len(configs)
     # The base is the paper's: both branches, exp distillation, sigmoid soft targets and a clean teacher are the same.
     same = ("both-branches", "exp-distillation", "sigmoid-soft-targets", "teacher")
     assert {trained_as[name] for name in same} == {"both-branches"}
     assert trained_as["linear-distillation"] == "linear-distillation"
-    assert len(trained) == 18 - 3
+    # With noise, exp distillation is the noisy teacher of the question before.
+    assert trained_as["exp-distillation-noise-2"] == "teacher-noise-2"
+    assert len(trained) == 18 - 3 + 4
 
 
 def row(name: str, difference: Difference | None) -> Row:
@@ -68,7 +72,7 @@ def test_a_finding_is_one_sentence_that_tells_gain_loss_and_neither() -> None:
         "d": row("d", Difference(3, 1.5, 0.1, 2.9)),
         "e": row("e", None),
     }
-    assert finding(question, rows) == (
+    assert state_finding(question, rows) == (
         "Does it help? Compared with without on the validation split, a and d are better (+2.0 and +1.5 SumR); "
         "b is worse (-2.0 SumR); c does not differ beyond run-to-run spread; e did not finish."
     )
@@ -77,14 +81,15 @@ def test_a_finding_is_one_sentence_that_tells_gain_loss_and_neither() -> None:
 def test_without_its_reference_a_question_has_no_answer() -> None:
     question = Question("Does it help?", {name: {} for name in ("without", "a")})
     rows = {"without": dataclasses.replace(row("without", None), validation=None), "a": row("a", None)}
-    assert finding(question, rows) == "Does it help? without did not finish, so nothing can be compared with it."
+    assert state_finding(question, rows) == "Does it help? without did not finish, so nothing can be compared with it."
 
 
-def test_a_finding_is_of_the_test_split_where_there_is_one() -> None:
+def test_a_finding_is_of_the_validation_split_whatever_the_test_split_says() -> None:
     question = Question("Does it help?", {name: {} for name in ("without", "a", "b", "c")})
     gain, none = Difference(3, 2.0, 1.0, 3.0), Difference(3, 2.0, -1.0, 5.0)
     rows = {"without": row("without", None)}
-    rows |= {name: dataclasses.replace(row(name, gain), test_gain=none) for name in ("a", "b", "c")}
-    assert finding(question, rows) == (
-        "Does it help? Compared with without on the test split, a, b and c do not differ beyond run-to-run spread."
+    rows |= {name: dataclasses.replace(row(name, none), test_gain=gain) for name in ("a", "b", "c")}
+    assert state_finding(question, rows) == (
+        "Does it help? Compared with without on the validation split, a, b and c do not differ beyond run-to-run "
+        "spread."
     )

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from prvr_ray.config import Config
-from prvr_ray.tuning.sampler import Sampler, importance
+from prvr_ray.tuning.sampler import Sampler, rate_importance
 from prvr_ray.tuning.space import Point, contains, parse_space
 from prvr_ray.tuning.trial import Trial
 
@@ -83,7 +83,7 @@ def test_stopped_and_failed_trials_are_learned_too() -> None:
 
 
 def test_importance_ranks_what_the_figure_depends_on() -> None:
-    shares = importance(SPACE, searched("random", 0, 60))
+    shares = rate_importance(SPACE, searched("random", 0, 60))
     assert next(iter(shares)) == "train.lr"
     assert shares["train.lr"] > 0.8
     assert shares["train.hard_pool_size"] < 0.05
@@ -91,8 +91,8 @@ def test_importance_ranks_what_the_figure_depends_on() -> None:
 
 
 def test_importance_of_too_little_is_nothing() -> None:
-    assert importance(SPACE, []) == {}
-    assert importance(SPACE, searched("random", 0, 1)) == {}
+    assert rate_importance(SPACE, []) == {}
+    assert rate_importance(SPACE, searched("random", 0, 1)) == {}
 
 
 def test_a_trial_survives_json() -> None:

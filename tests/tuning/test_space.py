@@ -7,7 +7,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from prvr_ray.config import DEFAULT_SPACE, Config, resolve
-from prvr_ray.tuning.space import apply_point, contains, parse_space, perturb, point_of, searchable
+from prvr_ray.tuning.space import apply_point, contains, list_searchable, parse_space, perturb, point_of
 
 RULES = {
     "train.lr": {"loguniform": [1e-4, 1e-3]},
@@ -69,8 +69,8 @@ def test_branches_are_a_choice_like_others(recwarn: pytest.WarningsRecorder) -> 
 
 def test_every_searchable_setting_exists_and_machines_and_seeds_are_not_searched() -> None:
     values = Config().model_dump()
-    assert all(path.split(".")[1] in values[path.split(".")[0]] for path in searchable())
-    assert not {"train.seed", "train.num_epochs", "train.num_workers"} & set(searchable())
+    assert all(path.split(".")[1] in values[path.split(".")[0]] for path in list_searchable())
+    assert not {"train.seed", "train.num_epochs", "train.num_workers"} & set(list_searchable())
 
 
 def test_a_point_goes_into_a_configuration_and_comes_out_again() -> None:

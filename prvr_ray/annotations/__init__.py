@@ -1,0 +1,1 @@
+"""Annotation files as users have them, read into captions, moments, splits and released features."""

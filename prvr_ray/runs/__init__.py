@@ -1,0 +1,1 @@
+"""ROOT/runs: what a training run leaves in storage, and the data that it reads."""

@@ -1,0 +1,1 @@
+"""Video files: reading packets, choosing frames, and decoding them in a child process."""

@@ -1,0 +1,1 @@
+"""What several tests share: worlds, stand-ins for servers and clusters, and readers of pages."""
