@@ -102,7 +102,7 @@ def written(value: Any, name: str = "") -> str:
     if isinstance(value, bool | float):
         return "true" if value is True else f"{value:g}"
     if isinstance(value, dict | list) and len(value) > _MOST_ITEMS:
-        return f"{len(value)} entries, listed in prvr_ray/config.py"
+        return f"{len(value)} entries, listed in prvr_ray/config/tune.py"
     if isinstance(value, dict):
         return ", ".join(f"{key} {written(item)}" for key, item in value.items())
     return ", ".join(map(written, value)) if isinstance(value, list) else str(value)
