@@ -150,7 +150,7 @@ def test_kernels_open_no_storage(path):
         assert not roots & {"boto3", "botocore", "fsspec", "s3fs", "ray"}
 
 
-@pytest.mark.parametrize("name", ["cli/main", "cli/commands", "cli/tables", "config"])
+@pytest.mark.parametrize("name", ["cli/main", "cli/commands", "cli/tables", "config/__init__", "config/train"])
 def test_the_command_line_loads_nothing_heavy_at_module_level(name):
     roots = {module.split(".")[0] for module, is_at_once in imports(PACKAGE / f"{name}.py") if is_at_once}
     assert not roots & HEAVY
