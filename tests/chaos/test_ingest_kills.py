@@ -127,6 +127,7 @@ class DoomedStore(LocalStore):
         self.doom.strike()
 
 
+@pytest.mark.slow
 def test_killed_workers_of_every_kind_leave_each_segment_once(tmp_path, local_ray, encoder):
     videos, root = render_videos(tmp_path / "videos", 6), str(tmp_path / "root")
     expected = expected_features(videos, encoder)
@@ -155,8 +156,9 @@ def test_killed_workers_of_every_kind_leave_each_segment_once(tmp_path, local_ra
     check_features(collection, expected)
 
 
-@pytest.mark.parametrize("num_kills", [1, pytest.param(20, marks=pytest.mark.slow)])
-def test_a_killed_driver_goes_on_where_it_was(tmp_path, encoder, num_kills):
+@pytest.mark.slow
+def test_a_killed_driver_goes_on_where_it_was(tmp_path, encoder):
+    num_kills = 20
     rng = np.random.default_rng(num_kills)
     num_videos = 10 + 8 * num_kills
     videos = render_videos(tmp_path / "videos", num_videos)

@@ -52,6 +52,7 @@ def encoder(tmp_path_factory):
     return write_small_clip(tmp_path_factory.mktemp("clip"))[0]
 
 
+@pytest.mark.slow
 def test_a_busy_server_that_cuts_connections_costs_nothing_but_time(
     tmp_path, s3_endpoint, s3_root, encoder, monkeypatch
 ):
@@ -90,6 +91,7 @@ class SmallDisk(LocalStore):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"{self.uri}/{key}")
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_in_one_line_and_the_next_run_decodes_what_is_missing(
     tmp_path, local_ray, encoder, monkeypatch, capfd
 ):

@@ -33,6 +33,7 @@ def node_types(head: Head) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_nodes_come_for_ingest_share_its_work_and_go(head, tmp_path):
     root, videos = tmp_path / "root", render_videos(tmp_path / "videos", NUM_VIDEOS)
     assert not node_types(head)

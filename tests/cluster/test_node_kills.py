@@ -57,6 +57,7 @@ def root(tmp_path_factory) -> str:
     return f"{folder}/root"
 
 
+@pytest.mark.slow
 def test_ingest_survives_the_death_of_a_decoding_and_of_an_encoding_node(nodes, tmp_path):
     places = {nodes.add(1, labels={"pool": "decode"}).node_id: "decode" for _ in range(2)}
     places |= {nodes.add(1, num_gpus=1, labels={"pool": "gpu"}).node_id: "gpu" for _ in range(2)}
@@ -206,7 +207,7 @@ def test_evaluate_ends_as_without_the_death_of_its_node(nodes, served_root, tmp_
 def is_evaluating() -> bool:
     """Whether a worker is in the middle of it: Ray names a process after the task that it runs."""
     titles = (process.info["cmdline"] for process in psutil.process_iter(["cmdline"]))
-    return any(title and title[0].startswith("ray::_evaluate") for title in titles)
+    return any(title and title[0].startswith("ray::evaluate_split") for title in titles)
 
 
 @pytest.mark.slow

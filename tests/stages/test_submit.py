@@ -23,6 +23,8 @@ from prvr_ray.stages.submit import get_job_status, stop_job, submit
 REPOSITORY = Path(__file__).parents[2]
 MOST_UPLOAD_BYTES = 16 * 2**20  # stands for Ray's 500 MiB
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
