@@ -57,8 +57,35 @@ def test_workers_start_from_none_and_the_head_does_no_work(name):
 
 
 def is_spot(node: Values) -> bool:
-    scheduling = node.get("scheduling", [{}])[0]
-    return node.get("InstanceMarketOptions", {}).get("MarketType") == "spot" or scheduling.get("preemptible", False)
+    [scheduling] = node.get("scheduling", [{}])
+    return "spot" in (
+        node.get("InstanceMarketOptions", {}).get("MarketType"),
+        scheduling.get("provisioningModel", "").lower(),
+    )
+
+
+def test_spot_machines_of_google_cloud_have_no_limit_of_a_day_and_leave_no_disk():
+    """`preemptible` would end a machine after 24 hours; Google refuses spot machines that restart by themselves."""
+    nodes = [node["node_config"] for node in read("gcp.yaml")["available_node_types"].values()]
+    spot = [node["scheduling"][0] for node in nodes if is_spot(node)]
+    assert len(spot) == 2
+    for scheduling in spot:
+        assert "preemptible" not in scheduling
+        assert (scheduling["instanceTerminationAction"], scheduling["automaticRestart"]) == ("DELETE", False)
+        assert scheduling["onHostMaintenance"] == "TERMINATE"
+
+
+@pytest.mark.parametrize("name", LAUNCHER_FILES)
+def test_all_nodes_are_in_one_zone(name):
+    """Decoded frames travel between nodes, and traffic between zones is billed."""
+    assert "," not in read(name)["provider"]["availability_zone"]
+
+
+def test_disks_of_aws_have_a_throughput_that_their_iops_support():
+    """gp3 has 125 MB/s unless more is asked for, 3,000 IOPS, and at most 0.25 MB/s an IOPS."""
+    for node in read("aws.yaml")["available_node_types"].values():
+        [disk] = node["node_config"]["BlockDeviceMappings"]
+        assert 125 < disk["Ebs"]["Throughput"] <= 0.25 * disk["Ebs"].get("Iops", 3000)
 
 
 def test_machines_on_google_cloud_name_a_kind_of_disk_in_their_zone():
@@ -107,6 +134,11 @@ def test_the_image_holds_pinned_what_the_launchers_of_both_clouds_need():
     pinned = re.findall(r"^([\w.-]+)==", (REPOSITORY / "constraints.txt").read_text(), re.M)
     for requirement in [*project["dependencies"], *project["optional-dependencies"]["gcp"]]:
         assert re.match(r"[\w.-]+", requirement)[0].lower() in [name.lower() for name in pinned]
+
+
+def test_the_image_holds_the_compiler_that_triton_calls():
+    [installed] = re.findall(r"apt-get install .*recommends (.*) \\", (CLUSTER / "Dockerfile").read_text())
+    assert {"gcc", "libc6-dev"} <= set(installed.split())
 
 
 def test_the_table_of_costs_names_the_machines_of_the_files():
