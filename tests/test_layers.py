@@ -20,8 +20,9 @@ MAY_IMPORT = {
     "devices": set(),
     "home": set(),
     "progress": set(),
+    "worker_errors": set(),
     "storage": {"home", "schema"},
-    "collection": {"storage", "schema"},
+    "collection": {"storage", "schema", "worker_errors"},
     "annotations": KERNELS,
     "video": KERNELS,
     "encoders": KERNELS | {"home", "storage"},  # weights may lie in an object store
@@ -38,7 +39,7 @@ MAY_IMPORT = {
     "report": STORED | {"evaluation", "retrieval", "runs", "scores", "video"},
     "stages": STORED
     | {"annotations", "demo", "devices", "encoders", "evaluation", "features", "index", "progress", "report"}
-    | {"retrieval", "runs", "scores", "student", "tuning", "video"},
+    | {"retrieval", "runs", "scores", "student", "tuning", "video", "worker_errors"},
     "cli": STORED | {"annotations", "features", "home", "notebook", "report", "stages"},
 }
 RAY_FREE = sorted(set(MAY_IMPORT) - {"__init__", "cli", "stages"})

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from prvr_ray.collection import ShardFolder
 from prvr_ray.storage import find_sharing_problem
+from prvr_ray.worker_errors import raise_told, tell
 
 _IDENTITY = ("video_id", "etag", "segment", "window", "error_class", "query_id", "text_hash")
 _COUNTED = ("video_id", "is_last", "num_frames", "error_class", "query_id")
@@ -29,28 +30,25 @@ class PutShard:
     def __call__(self, rows: pa.Table) -> pa.Table:
         identity = rows.select([name for name in _IDENTITY if name in rows.schema.names])
         digest = hashlib.sha256(repr(identity.to_pylist()).encode()).hexdigest()[:16]
-        problem = self._not_shared or self._put(rows, f"{self._run}-{digest}.parquet")
+        problem = tell(self._put, rows, f"{self._run}-{digest}.parquet")
         counted = rows.select([name for name in _COUNTED if name in rows.schema.names])
         return counted.append_column("problem", pa.repeat(pa.scalar(problem, pa.string()), len(rows)))
 
-    def _put(self, rows: pa.Table, name: str) -> str | None:
-        """Put the rows; return the error as a value, because Ray wraps a raised one in a page of text."""
-        try:
-            if self._before_first:
-                self._before_first()
-                self._before_first = None
-            self._folder.append(rows, name)
-        except (OSError, ValueError) as error:
-            return str(error)
-        return None
+    def _put(self, rows: pa.Table, name: str) -> None:
+        if self._not_shared:
+            raise OSError(self._not_shared)
+        if self._before_first:
+            self._before_first()
+            self._before_first = None
+        self._folder.append(rows, name)
 
 
 def raise_put_errors(acknowledged: pa.Table) -> None:
     """Raise the error that kept a shard from being put: no space, no permission, a server that stays busy.
 
     Raises:
-        OSError: these rows were not put; the next run repeats them.
+        OSError, ValueError: these rows were not put; the next run repeats them.
     """
     problems = acknowledged["problem"].drop_null()
     if len(problems):
-        raise OSError(problems[0].as_py())
+        raise_told(problems[0].as_py())

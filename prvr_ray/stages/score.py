@@ -5,7 +5,6 @@ starts the actors and assigns their tasks.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -25,6 +24,7 @@ from prvr_ray.scores.query_encoder import QueryEncoder, QueryPlan
 from prvr_ray.stages.resources import Worker, choose_pool_size, count_room, require
 from prvr_ray.stages.session import connect
 from prvr_ray.storage import put_json
+from prvr_ray.worker_errors import raise_told, tell
 
 Json = dict[str, Any]
 _MOST_LOSSES = 5  # lost scorers per task; one more, and the task itself is taken to be the cause
@@ -138,17 +138,16 @@ def run_on_pool(scorers: list[Any], method: str, tasks: list[tuple], unit: str, 
 
 
 def _is_done(answer: Any, method: str, num_losses: int) -> bool:
-    """Return whether a task is done; if not, its scorer was lost. Raises ValueError if the job cannot continue."""
+    """Return whether a task is done; if not, its scorer was lost. Raises the scorer's error if it tells one."""
     try:
-        reason = ray.get(answer)
+        told = ray.get(answer)
     except (RayActorError, OutOfMemoryError) as error:
         if num_losses == _MOST_LOSSES:
             raise ValueError(
                 f"one task of {method!r} lost {num_losses + 1} scorers; the last: {str(error).strip().splitlines()[-1]}"
             ) from None
         return False
-    if reason:
-        raise ValueError(reason)
+    raise_told(told)
     return True
 
 
@@ -162,7 +161,7 @@ def _pending_query_files(rows: pa.Table, queries: QueryPlan) -> list[tuple[int, 
 
 
 class Scorer:
-    """An actor of the pool. Its methods return errors as text, or None: Ray would retry a call that raises."""
+    """An actor of the pool. Its methods tell their errors (`prvr_ray.worker_errors`)."""
 
     def __init__(self, job: ScoreJob, queries: QueryPlan, num_gpus: float):
         self._job, self._queries = job, queries
@@ -174,21 +173,24 @@ class Scorer:
 
     def put_queries(self, file: int, rows: pa.Table) -> str | None:
         """Encode queries and put their vectors."""
-        return _reason(self._encoder.put, file, rows)
+        return tell(self._encode, file, rows)
 
     def score(self, block: int, unit: int) -> str | None:
         """Put one partial, unless an earlier attempt did."""
         if self._job.store.exists(self._job.partial_key(block, unit)):
             return None
-        return _reason(self._score, block, unit)
+        return tell(self._score, block, unit)
 
     def merge(self, block: int) -> str | None:
         """Put a block's parts."""
-        return _reason(self._merge, block)
+        return tell(self._merge, block)
 
     @cached_property
     def _encoder(self) -> QueryEncoder:
         return QueryEncoder(self._queries, self._device)
+
+    def _encode(self, file: int, rows: pa.Table) -> None:
+        self._encoder.put(file, rows)
 
     def _score(self, block: int, unit: int) -> None:
         if self._resident is None or self._resident[0] != block:
@@ -198,14 +200,6 @@ class Scorer:
     def _merge(self, block: int) -> None:
         for key, data in self._job.merge(block):
             self._job.store.put(key, data)
-
-
-def _reason(work: Callable[..., None], *arguments: Any) -> str | None:
-    try:
-        work(*arguments)
-    except ValueError as error:
-        return str(error)
-    return None
 
 
 def _finish(job: ScoreJob, summary: Json) -> Json:

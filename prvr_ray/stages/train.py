@@ -30,6 +30,7 @@ from prvr_ray.stages.session import connect
 from prvr_ray.student.checkpoints import TrainingState
 from prvr_ray.student.objective import find_idle_decays
 from prvr_ray.student.training import fit, is_untrained
+from prvr_ray.worker_errors import raise_told, tell
 
 PREEMPTION_CHECK_STEPS = 10  # the check is a barrier of all workers, some milliseconds; notices come 30 s ahead or more
 POLL_S = 1.0
@@ -138,8 +139,7 @@ def run_workers(job: Job, callbacks: Sequence[UserCallback] = ()) -> None:
             ),
         )
         failure = trainer.fit().return_value  # type: ignore[attr-defined]
-    if failure:
-        raise ValueError(failure)
+    raise_told(failure)
 
 
 def size_worker(settings: TrainSettings) -> Worker:
@@ -150,7 +150,7 @@ def size_worker(settings: TrainSettings) -> Worker:
 
 
 def _train_worker(loop_config: dict[str, Any]) -> str | None:
-    """Train on one worker. Returns the reason if it cannot continue: an error that a restart would meet again."""
+    """Train on one worker. Tells why it cannot continue, where a restart would meet the same error again."""
     job: Job = loop_config["job"]
     is_first = ray.train.get_context().get_world_rank() == 0
     torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
@@ -165,7 +165,7 @@ def _train_worker(loop_config: dict[str, Any]) -> str | None:
         if _is_due(state.progress.num_updates, job.config.train.checkpoint_steps) and is_first:
             job.folder.put_checkpoint(state)
 
-    try:
+    def train_on() -> None:
         fit(
             *job.data.open_caches(job.config),
             job.config.student,
@@ -175,9 +175,8 @@ def _train_worker(loop_config: dict[str, Any]) -> str | None:
             resume=job.folder.store.get(checkpoint) if checkpoint else None,
             device=get_device() if job.config.train.worker_gpus else "cpu",
         )
-    except (ValueError, FloatingPointError) as error:
-        return str(error)
-    return None
+
+    return tell(train_on, errors=(ValueError, FloatingPointError))
 
 
 def _is_due(num_updates: int, checkpoint_steps: int) -> bool:
