@@ -85,10 +85,7 @@ def make_videos(folder: Path, num_frames: int, count: int, height: int = 360, wi
     for number in range(1, count):
         (folder / f"video-{number:05d}.mp4").hardlink_to(original)
     sources, _ = list_sources(str(folder), ["mp4"])
-    rows = [
-        {"video_id": s.video_id, "uri": s.uri, "size": s.size, "etag": s.etag, "added_at": 0.0, "skip": []}
-        for s in sources
-    ]
+    rows = [row | {"added_at": 0.0, "skip": []} for row in sources.drop_columns("split").to_pylist()]
     return pa.Table.from_pylist(rows, WORK)
 
 

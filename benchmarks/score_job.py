@@ -130,6 +130,7 @@ def _index_rows(block: FrameBlock) -> pa.Table:
         "window": np.zeros(len(lengths_V), np.int32),
         "num_frames": lengths_V.astype(np.int32),
         "edges_s": [pack_times(np.arange(length + 1)) for length in lengths_V],
+        "teacher": pa.nulls(len(lengths_V), pa.large_binary()),
     }
     for branch, rows_RD in zip(BRANCHES, block.frames, strict=True):
         offsets = np.asarray(block.branch_offsets[0] * DIM * 2)

@@ -140,7 +140,7 @@ def test_rows_of_this_version_are_appended(old):
     spec = _spec(settings(), [describe_encoder(ENCODER)], "root")
     declare_spec(features.store, spec, may_differ=_names_that_may_differ(features.store, spec))
     sources, _ = list_sources("videos", settings().extensions)
-    match_captions(collection, [source.video_id for source in sources])
+    match_captions(collection, sources["video_id"].to_pylist())
     current, changed = compare_videos(collection, sources, settings().split_shares, now=2e9)
     collection.video_shards.append(changed)
     work = find_pending_videos(current, read_states(features, current), ())

@@ -36,9 +36,7 @@ def test_work_without_an_error_tells_nothing():
 
 def test_a_worker_that_a_restart_may_help_raises_what_it_is_not_asked_to_tell():
     fatal = (ValueError, FloatingPointError)
-    assert (
-        tell(fail, FloatingPointError("not finite"), errors=fatal) == "ValueError: not finite"
-    )
+    assert tell(fail, FloatingPointError("not finite"), errors=fatal) == "ValueError: not finite"
     with pytest.raises(OSError, match="busy"):
         tell(fail, OSError("the store is busy"), errors=fatal)
 

@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from prvr_ray.collection import Collection
 
@@ -137,9 +138,12 @@ def match_captions(collection: Collection, coming: Iterable[str]) -> int:
         ValueError: a video has queries in two splits, under two of its names.
     """
     existing, videos = collection.queries(), collection.videos()
+    known = pa.concat_arrays([videos["video_id"].combine_chunks(), pa.array(coming, pa.string())])
+    known = known.filter(pc.invert(pc.is_in(known, collection.removed())))
+    if pc.all(pc.is_in(pc.list_flatten(existing["video_ids"]), known)).as_py() is not False:
+        return 0  # every caption names a video by its id
     queries = existing.to_pylist()
-    removed = set(collection.removed().to_pylist())
-    use_known_ids(queries, {*videos["video_id"].to_pylist(), *coming} - removed)
+    use_known_ids(queries, set(known.to_pylist()))
     before = existing["video_ids"].to_pylist()
     changed = [query for query, names in zip(queries, before, strict=True) if query["video_ids"] != (names or [])]
     if changed:

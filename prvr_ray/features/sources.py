@@ -5,8 +5,9 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import PurePosixPath
+
+import pyarrow as pa
 
 from prvr_ray.annotations.rows import KINDS, Columns, Row, kind_of, read_rows
 from prvr_ray.storage import Store, StoredObject, open_store
@@ -16,19 +17,19 @@ _REQUESTS_AT_ONCE = 16
 _HIDDEN = re.compile(r"(^|/)\.[^./]")  # such as macOS's `._clip.mp4`, which contains no video
 
 
-@dataclass(frozen=True)
-class Source:
-    """One video file. `split` is None if the source names none; `missing` says why the file is missing."""
+SOURCES = pa.schema(
+    [
+        ("video_id", pa.string()),
+        ("uri", pa.string()),
+        ("size", pa.int64()),
+        ("etag", pa.string()),
+        ("split", pa.string()),  # null if the source names none
+        ("missing", pa.string()),  # why the file is missing
+    ]
+)
 
-    video_id: str
-    uri: str
-    size: int = 0
-    etag: str = ""
-    split: str | None = None
-    missing: str | None = None
 
-
-def list_sources(videos: str, extensions: list[str], *, anonymous: bool = False) -> tuple[list[Source], int]:
+def list_sources(videos: str, extensions: list[str], *, anonymous: bool = False) -> tuple[pa.Table, int]:
     """List the videos of a source, sorted by video_id.
 
     Args:
@@ -37,7 +38,7 @@ def list_sources(videos: str, extensions: list[str], *, anonymous: bool = False)
         anonymous: send no credentials (for public buckets).
 
     Returns:
-        The sources, and the number of files in a folder that were skipped: hidden, or with another extension.
+        The videos (SOURCES), and the number of files in a folder that were skipped: hidden, or with another extension.
 
     Raises:
         ValueError: there is no video; or the manifest cannot be read, has no `uri` or repeats a video_id.
@@ -50,8 +51,14 @@ def list_sources(videos: str, extensions: list[str], *, anonymous: bool = False)
     kept = [item for item in objects if item.key.lower().endswith(endings) and _is_usable(item.key)]
     if not kept:
         raise ValueError(f"no videos at {videos}: {_describe_files(objects)}")
-    sources = [Source(item.key, f"{store.uri}/{item.key}", item.size, item.etag) for item in kept]
-    return sources, len(objects) - len(kept)
+    nothing = pa.nulls(len(kept), pa.string())
+    columns = {
+        "video_id": [item.key for item in kept],
+        "uri": [f"{store.uri}/{item.key}" for item in kept],
+        "size": [item.size for item in kept],
+        "etag": [item.etag for item in kept],
+    }
+    return pa.table(columns | {"split": nothing, "missing": nothing}, schema=SOURCES), len(objects) - len(kept)
 
 
 def _describe_files(objects: list[StoredObject]) -> str:
@@ -83,24 +90,33 @@ def _is_usable(name: str) -> bool:
     return not _HIDDEN.search(name)
 
 
-def _from_manifest(manifest: str, anonymous: bool) -> list[Source]:
+def _from_manifest(manifest: str, anonymous: bool) -> pa.Table:
     rows = [row for row in _manifest_rows(manifest, anonymous) if row.values]
     if not rows:
         raise ValueError(f"{manifest} has no row with a `uri`")
     uris = [_value(row, "uri") for row in rows]
     places = [_place(uri, manifest, row.where, anonymous) for uri, row in zip(uris, rows, strict=True)]
     objects = _look_up(places)
-    found: dict[str, Source] = {}
-    for row, uri, (store, key) in zip(rows, uris, places, strict=True):
-        item = objects[store, key]
-        known = {"size": item.size, "etag": item.etag} if isinstance(item, StoredObject) else {"missing": item}
-        source = Source(
-            _value(row, "video_id", uri), f"{store.uri}/{key}", split=_value(row, "split", "") or None, **known
-        )
-        if source.video_id in found:
-            raise ValueError(f"{row.where} gives video_id {source.video_id!r} to two rows; name a `video_id` for each")
-        found[source.video_id] = source
-    return [found[video_id] for video_id in sorted(found)]
+    ids = [_value(row, "video_id", uri) for row, uri in zip(rows, uris, strict=True)]
+    _refuse_repeats(ids, rows)
+    found = [objects[place] for place in places]
+    columns = {
+        "video_id": ids,
+        "uri": [f"{store.uri}/{key}" for store, key in places],
+        "size": [item.size if isinstance(item, StoredObject) else 0 for item in found],
+        "etag": [item.etag if isinstance(item, StoredObject) else "" for item in found],
+        "split": [_value(row, "split", "") or None for row in rows],
+        "missing": [None if isinstance(item, StoredObject) else item for item in found],
+    }
+    return pa.table(columns, schema=SOURCES).sort_by("video_id")
+
+
+def _refuse_repeats(ids: list[str], rows: list[Row]) -> None:
+    seen: set[str] = set()
+    for video_id, row in zip(ids, rows, strict=True):
+        if video_id in seen:
+            raise ValueError(f"{row.where} gives video_id {video_id!r} to two rows; name a `video_id` for each")
+        seen.add(video_id)
 
 
 def _place(uri: str, manifest: str, where: str, anonymous: bool) -> tuple[Store, str]:

@@ -64,9 +64,8 @@ def ingest(
         dry_run: only report the pending work.
 
     Returns:
-        Counts of videos (with failures by class), frames, queries, queries newly matched with videos, and missing or
-        skipped files; and exit_code 1 if too many videos failed, or if some ended with neither features nor a failure.
-        A missing file is a failure only if it has no features.
+        Counts of videos (with failures by class), frames, queries, queries newly matched with videos, and missing
+        (failures only without features) or skipped files; exit_code 1 if too many videos failed or some were lost.
 
     Raises:
         ValueError: unusable settings or source, an unknown encoder, a feature set made with other settings, or a video
@@ -77,17 +76,16 @@ def ingest(
     retry = classes_to_retry(settings.retry)
     encoders = _describe(settings)
     sources, num_skipped = list_sources(videos, settings.extensions, anonymous=anonymous)
-    num_matched, spec = 0, _spec(settings, encoders, root)
+    spec = _spec(settings, encoders, root)
     may_differ = _names_that_may_differ(feature_set.store, spec)
     preview_spec(feature_set.store, spec, may_differ=may_differ)
-    if not dry_run:
-        num_matched = match_captions(collection, (source.video_id for source in sources))
+    num_matched = 0 if dry_run else match_captions(collection, sources["video_id"].to_pylist())
     current, changed = compare_videos(collection, sources, settings.split_shares, time.time())
     work = find_pending_videos(current, read_states(feature_set, current), retry, settings.limit)
     queries = find_pending_queries(collection, feature_set)
-    pending = {"videos": len(work), "bytes": sum(work["size"].to_pylist()), "queries": len(queries)}
     of_source = {"missing": pc.count(current["missing"]).as_py(), "skipped": num_skipped}
     if dry_run:
+        pending = {"videos": len(work), "bytes": pc.sum(work["size"]).as_py() or 0, "queries": len(queries)}
         return {"wanted": pending, **of_source, "output": feature_set.store.uri}
     if len(changed):
         collection.video_shards.append(changed)
@@ -95,19 +93,16 @@ def ingest(
         work = find_pending_videos(current, read_states(feature_set, current), retry, settings.limit)
     num_frames = 0
     if len(work) or len(queries):
-        with connect(address):
-            run = f"shard-{time.time_ns():020d}"
-            pipeline = plan_pipeline(settings, encoders, anonymous)
-            declare = partial(declare_spec, feature_set.store, spec, may_differ=may_differ)
-            target = open_collection(root).features(features)  # not the cached one: this one is sent to workers
-            with _spec_only_with_shards(target, declare):
-                num_frames = pipeline.ingest_videos(work, target.video_shards, run, declare)
-                pipeline.ingest_queries(queries, target.query_shards, run, declare)
+        declare = partial(declare_spec, feature_set.store, spec, may_differ=may_differ)
+        target = open_collection(root).features(features)  # not the cached one: this one is sent to workers
+        with connect(address), _spec_only_with_shards(target, declare):
+            pipeline, run = plan_pipeline(settings, encoders, anonymous), f"shard-{time.time_ns():020d}"
+            num_frames = pipeline.ingest_videos(work, target.video_shards, run, declare)
+            pipeline.ingest_queries(queries, target.query_shards, run, declare)
     collection.forget_listings()
     counts = _count(feature_set, use_recorded_times(collection, current), work, settings)
-    done = {"frames": num_frames, "queries": len(queries), "queries_matched": num_matched}
-    of_captions = _unmatched(collection) | _cut(collection, encoders)
-    return counts | done | of_source | of_captions | {"output": feature_set.store.uri}
+    done = {"frames": num_frames, "queries": len(queries), "queries_matched": num_matched, **of_source}
+    return counts | done | _unmatched(collection) | _cut(collection, encoders) | {"output": feature_set.store.uri}
 
 
 def _cut(collection: Collection, encoders: list[EncoderSpec]) -> dict[str, Any]:
@@ -190,13 +185,14 @@ def _count(features: FeatureSet, videos: pa.Table, work: pa.Table, settings: Ing
     """Count the source's videos by outcome. work: the videos that this command processed."""
     existing = read_states(features, videos)
     whole = features.complete(of_current_files(features.segments(), videos))
-    failures = Counter(state.error_class for state in existing.values() if state.error_class)
+    failures = Counter(existing["error_class"].drop_null().to_pylist())
     num_failed = failures.total()
-    done = {video_id for video_id, state in existing.items() if state.is_complete or state.error_class}
-    lost = sorted(set(work["video_id"].to_pylist()) - done)
+    has_ended = pc.or_(existing["is_complete"], pc.is_valid(existing["error_class"]))
+    ended = existing["video_id"].filter(has_ended).combine_chunks()
+    lost = sorted(work["video_id"].filter(pc.invert(pc.is_in(work["video_id"], ended))).to_pylist())
     counts = {
         "total": len(videos),
-        "ingested": sum(state.is_complete for state in existing.values()),
+        "ingested": pc.sum(existing["is_complete"]).as_py() or 0,
         "failed": num_failed,
         "by_error_class": dict(failures.most_common()),
         **count_partial(whole),

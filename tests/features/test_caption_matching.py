@@ -4,6 +4,7 @@ import json
 
 import pyarrow as pa
 import pytest
+from support.sources import Source, as_table
 
 from prvr_ray import schema
 from prvr_ray.collection import open_collection, unmatched_captions
@@ -11,7 +12,6 @@ from prvr_ray.collection.maintenance import remove
 from prvr_ray.features.caption_matching import VideoNames, match_captions
 from prvr_ray.features.importing import import_collection
 from prvr_ray.features.pending import compare_videos
-from prvr_ray.features.sources import Source
 
 SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
 SOURCES = [
@@ -34,7 +34,7 @@ def captions(tmp_path):
 def put_videos(collection, sources=SOURCES):
     """What ingest does before it decodes."""
     num_matched = match_captions(collection, [source.video_id for source in sources])
-    _, changed = compare_videos(collection, sources, SHARES, now=1.0)
+    _, changed = compare_videos(collection, as_table(sources), SHARES, now=1.0)
     collection.video_shards.append(changed)
     return num_matched
 

@@ -2,11 +2,13 @@
 
 import pyarrow as pa
 import pytest
+from support.sources import Source, as_table
 
 from prvr_ray import schema
 from prvr_ray.annotations.splits import split_of
 from prvr_ray.collection import open_collection
 from prvr_ray.features.pending import (
+    STATES,
     classes_to_retry,
     compare_videos,
     find_pending_queries,
@@ -14,7 +16,6 @@ from prvr_ray.features.pending import (
     read_states,
     use_recorded_times,
 )
-from prvr_ray.features.sources import Source
 from prvr_ray.schema import text_hash
 
 SHARES = {"train": 0.5, "test": 0.5}
@@ -26,7 +27,7 @@ def collection(tmp_path):
 
 
 def put_videos(collection, sources, now):
-    current, changed = compare_videos(collection, sources, SHARES, now)
+    current, changed = compare_videos(collection, as_table(sources), SHARES, now)
     collection.video_shards.append(changed)
     return current
 
@@ -74,7 +75,7 @@ def test_a_failure_of_a_class_that_other_versions_wrote_is_retried(collection):
     current = put_videos(collection, [Source("a", "/v/a", 1, "e")], now=1.0)
     failure = {"video_id": "a", "added_at": 1.0, "segment": 0, "is_last": True, "error_class": "worker_lost"}
     put_segments(collection, failure)
-    assert read_states(collection.features(), current)["a"].error_class == "worker_lost"
+    assert read_states(collection.features(), current)["error_class"].to_pylist() == ["worker_lost"]
     assert set(work(collection, current)) == set(work(collection, current, "all")) == {"a"}
 
 
@@ -114,9 +115,10 @@ def test_a_file_out_of_reach_keeps_its_row_and_its_features(collection):
     failure = {"video_id": "half", "added_at": 1.0, "segment": 1, "is_last": True, "error_class": "download"}
     put_segments(collection, failure)
     current = put_videos(collection, [*there, Source("new", "/v/new", 1, "e")], now=3.0)
-    assert {name: state.segments for name, state in read_states(collection.features(), current).items()} == {
-        "done": (0,),
-        "half": (0,),
+    states = read_states(collection.features(), current)
+    assert dict(zip(states["video_id"].to_pylist(), states["segments"].to_pylist(), strict=True)) == {
+        "done": [0],
+        "half": [0],
     }
     assert collection.features().complete()["video_id"].to_pylist() == ["done"]
     assert dict(zip(current["video_id"].to_pylist(), current["added_at"].to_pylist(), strict=True)) == {
@@ -129,15 +131,15 @@ def test_a_file_out_of_reach_keeps_its_row_and_its_features(collection):
 def test_a_video_of_which_no_file_ever_stood_may_be_missing(collection):
     released = {"video_id": "a", "etag": "released", "split": "val", "added_at": 0.5, "removed": False}
     collection.video_shards.append(pa.Table.from_pylist([released], schema.VIDEOS))
-    current, changed = compare_videos(collection, [Source("a", "/v/a", missing="gone")], SHARES, now=1.0)
+    current, changed = compare_videos(collection, as_table([Source("a", "/v/a", missing="gone")]), SHARES, now=1.0)
     assert len(changed) == 0
-    assert find_pending_videos(current, {}, ())["size"].to_pylist() == [0]
+    assert find_pending_videos(current, STATES.empty_table(), ())["size"].to_pylist() == [0]
 
 
 def test_nothing_new_puts_no_row(collection):
     sources = [Source("a", "/v/a", 1, "e"), Source("b", "/v/b", 2, "e", split="mine")]
     put_videos(collection, sources, now=1.0)
-    _, changed = compare_videos(collection, sources, SHARES, now=2.0)
+    _, changed = compare_videos(collection, as_table(sources), SHARES, now=2.0)
     assert len(changed) == 0
 
 
@@ -152,7 +154,8 @@ def test_splits_come_from_the_source_then_the_collection_then_the_id(collection)
 
 def test_of_two_runs_that_find_a_file_new_both_go_by_the_later_row(collection):
     sources = [Source("a", "/v/a", 1, "e"), Source("b", "/v/b", 1, "e", missing="gone")]
-    (first, of_first), (second, of_second) = (compare_videos(collection, sources, SHARES, now) for now in (1.0, 2.0))
+    table = as_table(sources)
+    (first, of_first), (second, of_second) = (compare_videos(collection, table, SHARES, now) for now in (1.0, 2.0))
     for changed in (of_second, of_first):
         collection.video_shards.append(changed)
     assert use_recorded_times(collection, first).to_pylist() == second.to_pylist()
@@ -170,7 +173,7 @@ def test_a_removed_video_stays_removed(collection):
     put_videos(collection, [Source("a", "/v/a", 1, "e")], now=1.0)
     tombstone = {"video_id": "a", "added_at": 2.0, "removed": True}
     collection.video_shards.append(pa.Table.from_pylist([tombstone], schema.VIDEOS))
-    current, changed = compare_videos(collection, [Source("a", "/v/a", 1, "e")], SHARES, now=3.0)
+    current, changed = compare_videos(collection, as_table([Source("a", "/v/a", 1, "e")]), SHARES, now=3.0)
     assert (len(current), len(changed)) == (0, 0)
 
 

@@ -7,10 +7,11 @@ import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.sources import listed
 from support.stubborn_s3 import Bucket, stubborn_s3
 
 from prvr_ray.config import IngestSettings
-from prvr_ray.features.sources import Source, list_sources, open_parent
+from prvr_ray.features.sources import open_parent
 from prvr_ray.storage import LocalStore, s3
 
 EXTENSIONS = IngestSettings().extensions
@@ -30,7 +31,7 @@ def test_a_folder_s_videos_are_its_files_with_a_video_s_extension(tmp_path):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(name.encode())
-    sources, skipped = list_sources(str(tmp_path), EXTENSIONS)
+    sources, skipped = listed(str(tmp_path), EXTENSIONS)
     assert ids(sources) == sorted([*NAMES, NEW_LINE])
     assert skipped == 3
     for source in sources:
@@ -42,7 +43,7 @@ def test_a_folder_s_videos_are_its_files_with_a_video_s_extension(tmp_path):
 def test_a_name_that_is_no_text_counts_as_skipped(tmp_path):
     (tmp_path / "good.mp4").write_bytes(b"")
     open(os.path.join(os.fsencode(tmp_path), b"bad\xff.mp4"), "wb").close()
-    sources, skipped = list_sources(str(tmp_path), EXTENSIONS)
+    sources, skipped = listed(str(tmp_path), EXTENSIONS)
     assert ids(sources) == ["good.mp4"]
     assert skipped == 1
 
@@ -50,11 +51,11 @@ def test_a_name_that_is_no_text_counts_as_skipped(tmp_path):
 def test_a_changed_file_has_another_etag(tmp_path):
     path = tmp_path / "a.mp4"
     path.write_bytes(b"one")
-    before = list_sources(str(tmp_path), EXTENSIONS)[0][0]
-    assert list_sources(str(tmp_path), EXTENSIONS)[0][0] == before
+    before = listed(str(tmp_path), EXTENSIONS)[0][0]
+    assert listed(str(tmp_path), EXTENSIONS)[0][0] == before
     path.write_bytes(b"two")
     os.utime(path, ns=(1, 1))
-    assert list_sources(str(tmp_path), EXTENSIONS)[0][0].etag != before.etag
+    assert listed(str(tmp_path), EXTENSIONS)[0][0].etag != before.etag
 
 
 def test_s3_keys_are_data(s3_root):
@@ -63,7 +64,7 @@ def test_s3_keys_are_data(s3_root):
     keys = ["videos/" + name for name in [*NAMES, "x" * 1000 + ".mp4", "a/../b.mp4", "a//b.mp4", "./c.mp4"]]
     for key in [*keys, "videos/notes.txt", "videos-of-others/a.mp4"]:
         client.put_object(Bucket=bucket, Key=key, Body=key.encode())
-    sources, skipped = list_sources(f"s3://{bucket}/videos", EXTENSIONS)
+    sources, skipped = listed(f"s3://{bucket}/videos", EXTENSIONS)
     assert sorted(ids(sources)) == sorted(key.removeprefix("videos/") for key in keys)
     assert skipped == 1
     for source in sources:
@@ -91,7 +92,7 @@ def test_a_manifest_names_videos_anywhere(tmp_path, kind):
         manifest.write_text("\ufeffuri,video_id,split\n" + "".join(",".join(row.values()) + "\n" for row in rows))
     else:
         table.to_pandas().to_json(manifest, orient="records", lines=True)
-    sources, skipped = list_sources(str(manifest), EXTENSIONS)
+    sources, skipped = listed(str(manifest), EXTENSIONS)
     assert skipped == 0
     assert [(s.video_id, s.uri, s.size, s.split, s.missing) for s in sources] == [
         ("a.mp4", f"{tmp_path}/here/a.mp4", 1, "test", None),
@@ -113,14 +114,14 @@ def test_folders_of_a_manifest_are_listed_at_the_same_time(tmp_path, monkeypatch
         (tmp_path / name).mkdir()
         (tmp_path / name / "video.mp4").write_bytes(b"1")
     (tmp_path / "list.csv").write_text("uri\na/video.mp4\nb/video.mp4\n")
-    sources, _ = list_sources(str(tmp_path / "list.csv"), EXTENSIONS)
+    sources, _ = listed(str(tmp_path / "list.csv"), EXTENSIONS)
     assert [source.missing for source in sources] == [None, None]
 
 
 def test_a_manifest_that_gives_an_id_twice_is_refused(tmp_path):
     (tmp_path / "list.csv").write_text("uri,video_id\na.mp4,x\nb.mp4,x\n")
     with pytest.raises(ValueError, match="'x' to two rows"):
-        list_sources(str(tmp_path / "list.csv"), EXTENSIONS)
+        listed(str(tmp_path / "list.csv"), EXTENSIONS)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_a_manifest_that_gives_an_id_twice_is_refused(tmp_path):
 def test_an_unusable_manifest_says_why_and_keeps_secrets(tmp_path, content, words):
     (tmp_path / "list.csv").write_text(content)
     with pytest.raises(ValueError, match=words) as error:
-        list_sources(str(tmp_path / "list.csv"), EXTENSIONS)
+        listed(str(tmp_path / "list.csv"), EXTENSIONS)
     assert "s3cret" not in str(error.value)
 
 
@@ -153,7 +154,7 @@ def test_an_unusable_manifest_says_why_and_keeps_secrets(tmp_path, content, word
 def test_a_damaged_manifest_is_named_in_one_line(tmp_path, name, content, words):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"{name}.*{words}") as error:
-        list_sources(str(tmp_path / name), EXTENSIONS)
+        listed(str(tmp_path / name), EXTENSIONS)
     assert "\n" not in str(error.value)
 
 
@@ -170,14 +171,14 @@ def test_a_folder_without_a_video_is_refused_with_what_is_there(tmp_path, names,
     for name in names:
         (tmp_path / name).touch()
     with pytest.raises(ValueError, match=f"no videos at .*{words}"):
-        list_sources(str(tmp_path), EXTENSIONS)
+        listed(str(tmp_path), EXTENSIONS)
 
 
 def test_hidden_files_are_skipped(tmp_path):
     for name in ["a.mp4", "._a.mp4", ".b.mp4", ".trash/c.mp4", "d/._e.mkv"]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    sources, skipped = list_sources(str(tmp_path), EXTENSIONS)
+    sources, skipped = listed(str(tmp_path), EXTENSIONS)
     assert (ids(sources), skipped) == (["a.mp4"], 4)
 
 
@@ -189,7 +190,7 @@ def test_a_manifest_s_files_need_no_permission_to_list(tmp_path, monkeypatch):
     with stubborn_s3(Bucket({"/bucket/a.mp4": b"1", "/bucket/more/b.mp4": b"22"})) as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         s3._s3_client.cache_clear()
-        sources, _ = list_sources(str(tmp_path / "list.csv"), EXTENSIONS)
+        sources, _ = listed(str(tmp_path / "list.csv"), EXTENSIONS)
     s3._s3_client.cache_clear()
     assert [(source.size, source.etag) for source in sources] == [(1, "abc"), (0, ""), (2, "abc")]
     assert [source.missing for source in sources] == [None, "s3://bucket/gone.mp4 does not exist (404)", None]
@@ -198,7 +199,7 @@ def test_a_manifest_s_files_need_no_permission_to_list(tmp_path, monkeypatch):
 def test_a_scheme_that_is_unknown_names_its_row(tmp_path):
     (tmp_path / "list.csv").write_text("uri\na.mp4\nhttps://example.org/b.mp4\n")
     with pytest.raises(ValueError, match=r"list\.csv:3: uri: unknown scheme https://"):
-        list_sources(str(tmp_path / "list.csv"), EXTENSIONS)
+        listed(str(tmp_path / "list.csv"), EXTENSIONS)
 
 
 def test_a_folder_that_cannot_be_listed_ends_the_command_and_one_of_a_manifest_does_not(tmp_path, monkeypatch):
@@ -210,10 +211,6 @@ def test_a_folder_that_cannot_be_listed_ends_the_command_and_one_of_a_manifest_d
     monkeypatch.setattr("prvr_ray.storage.LocalStore.list", refuse)
     monkeypatch.setattr("prvr_ray.storage.LocalStore.stat", refuse)
     with pytest.raises(PermissionError, match="no permission for"):
-        list_sources(str(tmp_path / "videos"), EXTENSIONS)
-    (source,), _ = list_sources(str(tmp_path / "list.csv"), EXTENSIONS)
+        listed(str(tmp_path / "videos"), EXTENSIONS)
+    (source,), _ = listed(str(tmp_path / "list.csv"), EXTENSIONS)
     assert source.missing == f"no permission for {tmp_path}/videos"
-
-
-def test_sources_are_values():
-    assert Source("a", "/v/a") == Source("a", "/v/a", 0, "", None, None)

@@ -14,12 +14,12 @@ from PIL import Image
 from support import collection_rows as make
 from support.rendering import render
 from support.small_clip import write_small_clip
+from support.sources import Source, as_table
 
 from prvr_ray import cli, schema
 from prvr_ray.collection import open_collection, shards
 from prvr_ray.config import IngestSettings
-from prvr_ray.features.pending import compare_videos, find_pending_videos
-from prvr_ray.features.sources import Source
+from prvr_ray.features.pending import STATES, compare_videos, find_pending_videos
 from prvr_ray.stages.ingest import _count, ingest
 from prvr_ray.storage import LocalStore
 
@@ -228,12 +228,13 @@ def test_work_of_which_nothing_stands_afterwards_ends_with_exit_code_1(tmp_path)
     """As where every node has a disk of its own under the name of ROOT."""
     collection = open_collection(str(tmp_path / "root"))
     sources = [Source(name, f"/v/{name}", 1, "e") for name in ("done", "failed", "lost")]
-    current, changed = compare_videos(collection, sources, {"train": 1.0}, now=1.0)
+    current, changed = compare_videos(collection, as_table(sources), {"train": 1.0}, now=1.0)
     collection.video_shards.append(changed)
     features = collection.features()
     rows = [make.segment("done"), make.failure("failed")]
     features.video_shards.append(pa.Table.from_pylist(rows, schema.FEATURE_VIDEOS))
-    counts = _count(features, current, find_pending_videos(current, {}, ()), IngestSettings(max_failure_share=0.5))
+    work = find_pending_videos(current, STATES.empty_table(), ())
+    counts = _count(features, current, work, IngestSettings(max_failure_share=0.5))
     assert counts["exit_code"] == 1
     assert "1 videos ended with neither features nor a failure (e.g. 'lost')" in counts["warning"]
     assert _count(features, current, current.slice(0, 0), IngestSettings(max_failure_share=0.5))["exit_code"] == 0
