@@ -1,9 +1,14 @@
-"""Chooses a worker's device, and counts the CPUs that this process may use."""
+"""Chooses a worker's device, says why CUDA cannot be used, and counts the CPUs that this process may use."""
 
 import os
+import platform
+import re
 from pathlib import Path
 
 import torch
+
+
+_FAKE_GPUS = "PRVR_FAKE_GPUS"  # set by tests whose clusters count GPUs that do not exist
 
 
 def choose_device(num_gpus: float) -> str:
@@ -11,8 +16,52 @@ def choose_device(num_gpus: float) -> str:
 
     Ray does not hide a node's GPUs from workers that reserved none (`RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO`). Using one
     would take GPU memory from the workers that reserved it.
+
+    Raises:
+        ValueError: a GPU was reserved, but torch cannot use it. Computing on the CPU instead would pay for an idle GPU.
     """
-    return "cuda" if num_gpus > 0 and torch.cuda.is_available() else "cpu"
+    if num_gpus <= 0:
+        return "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    if os.environ.get(_FAKE_GPUS) == "1":
+        return "cpu"
+    raise ValueError(
+        f"a worker on {platform.node()} reserved {num_gpus:g} GPU, but torch cannot use CUDA there: {describe_cuda()}; "
+        "`prvr doctor` checks every node, and the *_gpus settings at 0 compute on the CPU"
+    )
+
+
+def describe_cuda(driver: Path = Path("/proc/driver/nvidia/version"), devices: Path = Path("/dev")) -> str:
+    """Say what a node has for CUDA, and what to do where something is missing.
+
+    Args:
+        driver: the file in which NVIDIA's kernel driver tells its version.
+        devices: folder with the GPUs' device files, nvidia0 and so on.
+    """
+    version = re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)\s", " ".join(_read_words(driver)))
+    num_files = len(list(devices.glob("nvidia[0-9]*")))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    built_for = torch.version.cuda
+    found = [
+        f"torch {torch.__version__} is built for {f'CUDA {built_for}' if built_for else 'the CPU only'}",
+        f"driver {version[1] if version else 'none found'}",
+        f"{num_files} device file(s)",
+        f"CUDA_VISIBLE_DEVICES={'unset' if visible is None else repr(visible)}",
+    ]
+    return f"{', '.join(found)} ({_advise(built_for, version is not None, num_files, visible)})"
+
+
+def _advise(built_for: str | None, has_driver: bool, num_files: int, visible: str | None) -> str:
+    if not built_for:
+        return "install a torch built for CUDA"
+    if not has_driver:
+        return "install NVIDIA's driver on the node"
+    if not num_files:
+        return "start the container with --gpus all"
+    if visible in ("", "-1", "NoDevFiles"):
+        return "do not hide the GPUs by CUDA_VISIBLE_DEVICES"
+    return f"the driver may be older than CUDA {built_for} needs: update it"
 
 
 def count_cpus(cgroups: Path = Path("/sys/fs/cgroup"), own_cgroup: Path = Path("/proc/self/cgroup")) -> int:

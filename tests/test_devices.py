@@ -9,7 +9,7 @@ from support.small_clip import write_small_clip
 
 import prvr_ray.stages
 from prvr_ray.config import IngestSettings
-from prvr_ray.devices import choose_device, count_cpus
+from prvr_ray.devices import choose_device, count_cpus, describe_cuda
 from prvr_ray.encoders import describe_encoder
 from prvr_ray.features import encode_worker
 from prvr_ray.stages.ingest_pipeline import plan_pipeline
@@ -17,11 +17,43 @@ from prvr_ray.stages.ingest_pipeline import plan_pipeline
 
 @pytest.mark.parametrize(
     ("num_gpus", "has_gpu", "expected"),
-    [(0.0, True, "cpu"), (0.25, True, "cuda"), (1.0, True, "cuda"), (1.0, False, "cpu"), (0.0, False, "cpu")],
+    [(0.0, True, "cpu"), (0.25, True, "cuda"), (1.0, True, "cuda"), (0.0, False, "cpu")],
 )
 def test_a_worker_computes_on_a_gpu_only_if_it_was_given_one(num_gpus, has_gpu, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
     assert choose_device(num_gpus) == expected
+
+
+def test_a_worker_whose_gpu_cannot_be_used_says_so_instead_of_computing_on_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("PRVR_FAKE_GPUS", raising=False)
+    with pytest.raises(ValueError, match=r"reserved 0\.5 GPU, but torch cannot use CUDA there: torch .*prvr doctor"):
+        choose_device(0.5)
+
+
+@pytest.mark.parametrize(
+    ("built_for", "driver", "num_files", "visible", "advice"),
+    [
+        (None, "470.82.01", 1, None, r"built for the CPU only.*\(install a torch built for CUDA\)"),
+        ("13.0", "", 0, None, r"driver none found.*\(install NVIDIA's driver on the node\)"),
+        ("13.0", "580.65.06", 0, None, r"driver 580\.65\.06, 0 device file.*--gpus all"),
+        ("13.0", "580.65.06", 1, "", r"CUDA_VISIBLE_DEVICES='' \(do not hide the GPUs"),
+        ("13.0", "470.82.01", 2, None, r"driver 470\.82\.01, 2 device file.*older than CUDA 13\.0 needs"),
+    ],
+)
+def test_unusable_cuda_is_described_with_its_remedy(
+    built_for, driver, num_files, visible, advice, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(torch.version, "cuda", built_for)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    if driver:
+        line = f"NVRM version: NVIDIA UNIX x86_64 Kernel Module  {driver}  Wed Oct 27 21:21:55 UTC 2021"
+        (tmp_path / "version").write_text(line)
+    for number in range(num_files):
+        (tmp_path / f"nvidia{number}").touch()
+    assert re.search(advice, describe_cuda(tmp_path / "version", tmp_path))
 
 
 @pytest.mark.parametrize(("settings", "expected"), [({}, "cpu"), ({"encoder_gpus": 0.5}, "cuda")])

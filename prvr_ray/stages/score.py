@@ -165,7 +165,7 @@ class Scorer:
 
     def __init__(self, job: ScoreJob, queries: QueryPlan, num_gpus: float):
         self._job, self._queries = job, queries
-        self._device = choose_device(num_gpus)
+        self._num_gpus = num_gpus
         self._resident: tuple[int, QueryVectors] | None = None
 
     def ready(self) -> None:
@@ -184,6 +184,11 @@ class Scorer:
     def merge(self, block: int) -> str | None:
         """Put a block's parts."""
         return tell(self._merge, block)
+
+    @cached_property
+    def _device(self) -> str:
+        """Chosen within a method, which can tell the driver of an unusable GPU; a constructor cannot."""
+        return choose_device(self._num_gpus)
 
     @cached_property
     def _encoder(self) -> QueryEncoder:

@@ -22,6 +22,7 @@ from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer, get_device
 
 from prvr_ray.config import Config, TrainSettings
+from prvr_ray.devices import choose_device
 from prvr_ray.progress import Steps
 from prvr_ray.runs.run import Metrics, RunFolder, open_run
 from prvr_ray.runs.training_data import TrainingData
@@ -173,7 +174,7 @@ def _train_worker(loop_config: dict[str, Any]) -> str | None:
             on_epoch=on_epoch,
             on_step=on_step,
             resume=job.folder.store.get(checkpoint) if checkpoint else None,
-            device=get_device() if job.config.train.worker_gpus else "cpu",
+            device=get_device() if choose_device(job.config.train.worker_gpus) == "cuda" else "cpu",
         )
 
     return tell(train_on, errors=(ValueError, FloatingPointError))
