@@ -25,6 +25,8 @@ __all__ = ["FrameBlock", "QueryBlocks", "TopK", "search"]
 _QUERY_BLOCK = {"cpu": 2048, "cuda": 16_384}
 # The most maxima that one branch keeps for a group and a query block: 0.5 GB and 4 GB in float32.
 _MAXIMA = {"cpu": 1 << 27, "cuda": 1 << 30}
+# Pairs of a query and a window that are scored at a time, if each query keeps k: some 100 bytes each while they are.
+_PAIRS = {"cpu": 1 << 22, "cuda": 1 << 25}
 _GROUP_ROWS = 1 << 18  # rows of the first branch in one group: 200 MB of float16 at 384 features
 
 
@@ -97,7 +99,7 @@ class Search:
         with full_precision():
             for group in self._queries.groups(blocks, self._names, self.num_windows):
                 self.num_windows += len(group)
-                for rows, products in self._queries.products(group, self.names):
+                for rows, products in self._queries.products(group, self.names, self.best.scores_QK.shape[1]):
                     self._merge(products.fused(self._weights), group, self.best[rows])
 
     def _merge(self, products: FusedProducts, group: WindowGroup, best: Answers) -> None:
@@ -162,14 +164,14 @@ class QueryBlocks:
                 raise ValueError(f"the branches of the frames have {found} features, those of the queries {dims}")
             yield group
 
-    def products(self, group: WindowGroup, names: Sequence[str]) -> Iterator[tuple[slice, Products]]:
+    def products(self, group: WindowGroup, names: Sequence[str], k: int = 1) -> Iterator[tuple[slice, Products]]:
         """Multiply one group by each query block: the block's rows and its products, valid until the next are made.
 
         All query blocks reuse the same buffers. A query block is shorter where a group has so many chunks and windows
-        that their maxima would exceed `_MAXIMA`.
+        that their maxima would exceed `_MAXIMA`, or where k windows of each query would exceed `_PAIRS`.
         """
-        most = max(num_maxima(branch) for branch in group.branches)
-        step = max(1, min(_QUERY_BLOCK[self.device.type], _MAXIMA[self.device.type] // most))
+        kind, most = self.device.type, max(num_maxima(branch) for branch in group.branches)
+        step = max(1, min(_QUERY_BLOCK[kind], _MAXIMA[kind] // most, _PAIRS[kind] // max(1, min(k, len(group)))))
         for start in range(0, self.num_queries, step):
             rows = slice(start, start + step)
             products = Products(group, [branch[rows] for branch in self.branches], self._shared, self._dtype)
