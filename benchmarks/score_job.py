@@ -33,7 +33,8 @@ from prvr_ray.index.index import IndexFolder
 from prvr_ray.retrieval.scoring import FrameBlock, search
 from prvr_ray.runs.run import open_run
 from prvr_ray.schema import pack_times, pack_vectors
-from prvr_ray.scores.job import pack_names, query_key
+from prvr_ray.scores.job import query_key
+from prvr_ray.scores.partial import pack_names
 from prvr_ray.stages import score as stage
 from prvr_ray.stages.session import connect
 from prvr_ray.storage import put_json

@@ -19,7 +19,6 @@ jobs. Partials and parts that name a video removed since then are made again. So
 the shard may have been restored.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ from prvr_ray.retrieval.blocks import Names
 from prvr_ray.retrieval.moments import find_moments
 from prvr_ray.retrieval.scoring import Search
 from prvr_ray.retrieval.topk import Answers, merge_into
+from prvr_ray.scores.partial import Partial, pack_names, partial_values, slice_queries, unpack_names
 from prvr_ray.storage import ShardError, Store, get_json, read_table, table_to_bytes
 from prvr_ray.student.batching import prefetch
 
@@ -47,7 +47,6 @@ _ANSWERS_PER_PART = 2_000_000  # some 150 MB
 _PAIRS_AT_ONCE = 4096  # curves in memory: 2 MB a branch at 128 frames
 _PARALLEL_READS = 4  # of partials, each some MB
 _TIMES = ("peak_s", "start_s", "end_s")
-_PLACE_VALUES = ("scores", "videos", "windows")  # of a partial: (Q, K) each
 _COMPLETE, _INCOMPLETE = ".safetensors", ".incomplete.safetensors"
 _ABSENT = "absent.json"  # of earlier versions: the shards that no partial has
 
@@ -197,19 +196,12 @@ class ScoreJob:
             running.add([shard.block])
             times.update(running.best.windows_QK, first_window, self._moments_of(queries, shard, first_window))
             numbers.append(shard.numbers)
-        best = running.best
-        known, videos_QK = _compact(best.videos_QK.cpu(), len(running.names))
-        number_of = np.concatenate([*numbers, [-1]]).astype(np.int32)  # the last for empty places, whose ordinal is -1
-        values = {
-            "scores": best.scores_QK.cpu().numpy(),
-            "videos": videos_QK,
-            "windows": number_of[best.windows_QK.cpu().numpy()],
-            "branch_scores": best.extras_QKE.cpu().numpy(),
-            "times": times.times_QM3,
-            "names": pack_names(["" if video < 0 else running.names[video] for video in known]),
+        values = partial_values(running.best, running.names, np.concatenate([*numbers, [-1]])) | {
+            "times": times.times_QM3
         }
         if missing:
             values["missing"] = pack_names(missing)
+        del running  # its ordinals: saving makes two copies of the values, 0.8 GB each at k = 10,000
         return safetensors.numpy.save(values), missing
 
     def merge(self, block: int) -> Iterator[tuple[str, pa.Buffer]]:
@@ -221,11 +213,13 @@ class ScoreJob:
         for unit in range(len(self.plan["units"])):
             key = self.partial_key(block, unit)
             key = key if key in existing else self.partial_key(block, unit, _INCOMPLETE)
-            partial = _Partial(safetensors.numpy.load(self.store.get(key)), names)
-            merge_into(best, partial.answers(), names.ids, repeats=True)
+            partial = Partial(safetensors.numpy.load(self.store.get(key)), names)
+            for rows in slice_queries(len(ids), self.top_k):
+                merge_into(best[rows], partial.answers(rows), names.ids, repeats=True)
             # Merge the first answers once more, with their times. The overall first M are among the first M of units.
             if self.num_moments:
                 merge_into(timed, partial.timed_answers(self.num_moments), names.ids, repeats=True)
+            del partial  # before the next is read
         starts = self._part_starts(block)
         for key, start, stop in zip(self.part_keys(block), starts, [*starts[1:], len(ids)], strict=True):
             times_QM3 = timed.extras_QKE[start:stop].numpy()
@@ -287,16 +281,6 @@ def query_key(file: int) -> str:
     return f"queries/{file:05d}.safetensors"
 
 
-def pack_names(names: list[str]) -> np.ndarray:
-    """Strings as an array of bytes, for a safetensors object."""
-    return np.frombuffer(json.dumps(names).encode(), np.uint8)
-
-
-def unpack_names(data: np.ndarray) -> list[str]:
-    """Read what `pack_names` wrote."""
-    return json.loads(data.tobytes())
-
-
 class _RunningTimes:
     """Times of the first answers of a search in progress.
 
@@ -330,45 +314,6 @@ class _RunningTimes:
             where = query_P[mine], place_P[mine]
             times_QM3[tuple(item.cpu().numpy() for item in where)] = find(where[0], windows[where])
         self.times_QM3, self._windows_QM = times_QM3, windows_QM
-
-
-class _Partial:
-    """A partial as it was put, its videos under the ordinals of `names`."""
-
-    def __init__(self, values: dict[str, np.ndarray], names: Names):
-        self._values = values
-        own_names = unpack_names(values["names"])
-        ordinals = names.ordinals([name for name in own_names if name])
-        if own_names[:1] == [""]:  # empty places have the lowest ordinal
-            ordinals = torch.cat([torch.tensor([-1]), ordinals])
-        self._ordinals = ordinals
-
-    def answers(self) -> Answers:
-        """All answers, with their branch scores."""
-        return self._first(self._values["scores"].shape[1], self._values["branch_scores"])
-
-    def timed_answers(self, num_moments: int) -> Answers:
-        """The first answers, with their times."""
-        return self._first(num_moments, self._values["times"][:, :num_moments])
-
-    def _first(self, k: int, extras_QKE: np.ndarray) -> Answers:
-        scores, videos, windows = (torch.from_numpy(self._values[name][:, :k]) for name in _PLACE_VALUES)
-        return Answers(scores, self._ordinals[videos.long()], windows.long(), torch.from_numpy(extras_QKE))
-
-
-def _compact(videos_QK: torch.Tensor, num_videos: int) -> tuple[list[int], np.ndarray]:
-    """Return the ordinals that occur, ascending, and for each place the index of its ordinal among them, int32.
-
-    A lookup table over all videos does it: `unique` sorts, which for 41 million places takes three times their memory.
-    """
-    is_known = torch.zeros(num_videos + 1, dtype=torch.bool)  # from -1 on
-    for row_K in videos_QK:
-        is_known[row_K + 1] = True
-    number_of = (is_known.cumsum(0) - 1).int().numpy()
-    numbers_QK = np.empty(videos_QK.shape, np.int32)
-    for row_K, numbers_K in zip(videos_QK.numpy(), numbers_QK, strict=True):
-        numbers_K[:] = number_of[row_K + 1]
-    return (is_known.nonzero().flatten() - 1).tolist(), numbers_QK
 
 
 def _answer_table(

@@ -14,7 +14,8 @@ from prvr_ray.encoders import Encoder, find_encoder, load_encoder
 from prvr_ray.index.student_encoder import encode_queries
 from prvr_ray.index.teacher_encoder import TEACHER, unit_rows
 from prvr_ray.runs.run import RunFolder
-from prvr_ray.scores.job import pack_names, query_key
+from prvr_ray.scores.job import query_key
+from prvr_ray.scores.partial import pack_names
 from prvr_ray.storage import Store
 from prvr_ray.student.model import Student
 

@@ -20,7 +20,7 @@ from prvr_ray.collection import existing_collection
 from prvr_ray.collection.maintenance import compact, remove
 from prvr_ray.index.index import IndexFolder
 from prvr_ray.retrieval.scoring import Search
-from prvr_ray.scores.job import unpack_names
+from prvr_ray.scores.partial import unpack_names
 from prvr_ray.scores.plan import begin_job, find_queries, plan_job
 from prvr_ray.stages.score import Scorer, score
 

@@ -17,7 +17,7 @@ from support.score_world import SETTINGS, answers, expected_answers, make_world
 
 from prvr_ray.collection.maintenance import remove
 from prvr_ray.scores import job, plan
-from prvr_ray.scores.job import unpack_names
+from prvr_ray.scores.partial import unpack_names
 from prvr_ray.stages import score as stage
 from prvr_ray.stages.score import Scorer, score
 from prvr_ray.storage import LocalStore
