@@ -1,5 +1,6 @@
 """The notebook API: open a collection, load a run, search. `import prvr_ray` loads these functions on first use."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import overload
 
@@ -33,13 +34,21 @@ def load_run(root: Collection, run: str) -> RunFolder:
 
 
 @overload
-def search(root: Collection | str, index: str, text: str, k: int = 10, *, encoder: str = "") -> list[Found]: ...
+def search(
+    root: Collection | str, index: str, text: str, k: int = 10, *, encoder: str = "", filter: Sequence[str] = ()
+) -> list[Found]: ...
 @overload
 def search(
-    root: Collection | str, index: str, text: list[str], k: int = 10, *, encoder: str = ""
+    root: Collection | str, index: str, text: list[str], k: int = 10, *, encoder: str = "", filter: Sequence[str] = ()
 ) -> list[list[Found]]: ...
 def search(
-    root: Collection | str, index: str, text: str | list[str], k: int = 10, *, encoder: str = ""
+    root: Collection | str,
+    index: str,
+    text: str | list[str],
+    k: int = 10,
+    *,
+    encoder: str = "",
+    filter: Sequence[str] = (),
 ) -> list[Found] | list[list[Found]]:
     """Find the k best videos for a sentence, best first, each with its moment. Reads the index from storage.
 
@@ -48,17 +57,19 @@ def search(
         index: name of an index made by `prvr index`.
         text: a sentence; or a list of them, for which the index is read only once.
         encoder: location of the text encoder, MODEL:WEIGHTS; empty: as in the features' spec.
+        filter: search only videos whose metadata match all of these, such as `camera = front`.
 
     Returns:
         At most k answers, fewer if the index holds fewer videos; for a list of sentences, one list of answers each.
 
     Raises:
-        ValueError: a sentence is empty, the index does not exist, or its features have no text encoder.
+        ValueError: a sentence is empty, a filter is unusable or leaves no video, the index does not exist, or its
+            features have no text encoder.
     """
     texts = [text] if isinstance(text, str) else list(text)
     if not texts or not all(isinstance(item, str) and item.strip() for item in texts):
         raise ValueError("search needs a sentence, such as 'a person opens a fridge'")
-    lookup = open_lookup(open_root(root) if isinstance(root, str) else root, index)
+    lookup = open_lookup(open_root(root) if isinstance(root, str) else root, index, filters=filter)
     found = lookup.best(lookup.embed_texts(_encoder(lookup.find_text_encoder(encoder)), texts), k)
     return found[0] if isinstance(text, str) else found
 

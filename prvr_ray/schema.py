@@ -24,6 +24,7 @@ VIDEOS = pa.schema(
         ("duration_s", pa.float64()),
         ("added_at", pa.float64()),  # seconds since the epoch: of several rows of one video the newest is live
         ("removed", pa.bool_()),  # a tombstone: `prvr remove`
+        ("metadata", pa.string()),  # JSON: other columns of the manifest (prvr_ray.collection.metadata); null: none
     ]
 )
 

@@ -144,6 +144,9 @@ def desk(s3_root, tmp_path) -> Path:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(moments)
+    with open(tmp_path / "manifest.csv", "w", newline="") as file:
+        rows = [(path, script.video_id, "front") for path, script in zip(videos, scripts, strict=True)]
+        csv.writer(file).writerows([("uri", "video_id", "camera", "recorded"), *((*row, "2024-06-01") for row in rows)])
     for settings in blocks(guide, "yaml"):
         (tmp_path / "study.yaml").write_text(settings)
     (tmp_path / "questions.txt").write_text("a person opens a fridge\nsomebody peels an orange\n")

@@ -33,7 +33,7 @@ class Columns:
         required: columns that must be there; their values may still be empty.
         optional: columns that may be there.
         aliases: other name -> column.
-        ignore_others: skip other columns; otherwise they are errors, because a misspelt one would lose data silently.
+        ignore_others: allow other columns; otherwise they are errors, because a misspelt one would lose data silently.
     """
 
     required: tuple[str, ...]
@@ -62,11 +62,13 @@ class Row:
         where: `file:line`, where the row begins, or `file: row 7` of parquet.
         number: from 1: the line of jsonl, the row of csv and parquet. Blank rows count.
         values: by column; empty values are left out, so a blank row has none.
+        others: likewise by the names of other columns, where those are not errors.
     """
 
     where: str
     number: int
     values: dict[str, Any]
+    others: dict[str, Any] = field(default_factory=dict)
 
 
 def kind_of(name: str) -> str | None:
@@ -93,10 +95,12 @@ def read_rows(data: bytes, name: str, kind: str, columns: Columns) -> Iterator[R
         keys = tuple(values)
         if keys and keys not in matched:
             matched[keys] = _match_columns(keys, columns, where)
-        found = _named_values(values, matched.get(keys, {}), where)
+        names = matched.get(keys, {})
+        found = _named_values(values, names, where)
+        others = {key.strip(): value for key, value in values.items() if _is_other(key, value, names)}
         if not columns.ignore_others:
             _check_unnamed(values, where)
-        yield Row(where, number, found)
+        yield Row(where, number, found, others)
 
 
 def read_lines(file: Path) -> Iterator[tuple[str, str]]:
@@ -224,7 +228,8 @@ def _read_parquet(data: bytes, name: str, columns: Columns) -> Iterator[_Raw]:
         file = pq.ParquetFile(pa.BufferReader(data))
         header = file.schema_arrow.names
         _match_columns(header, columns, name)
-        for batch in file.iter_batches(columns=[key for key in header if columns.name_of(key) or _is_unnamed(key)]):
+        others = [item.name for item in file.schema_arrow if not pa.types.is_nested(item.type)]  # not vectors
+        for batch in file.iter_batches(columns=[key for key in header if columns.name_of(key) or key in others]):
             for values in batch.to_pylist():
                 number += 1
                 yield f"{name}: row {number}", number, values
@@ -279,6 +284,10 @@ def _check_unnamed(values: dict[str, Any], where: str) -> None:
         if _is_unnamed(key) and value not in (None, "") and not is_index:
             text = f"{str(value)[:40]!r} lies in a column without a name"
             raise ValueError(f"{where}: {text}; name the column or delete it")
+
+
+def _is_other(key: str, value: Any, names: Mapping[str, str]) -> bool:
+    return key not in names and not _is_unnamed(key) and value not in (None, "")
 
 
 def _is_unnamed(key: str) -> bool:

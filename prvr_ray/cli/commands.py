@@ -64,10 +64,10 @@ def parameter_of(option: str) -> str:
     return option.removeprefix("--").replace("-", "_")
 
 
-def _search(text: str, index: str, top_k: int, encoder: str, root: str) -> Summary:
+def _search(text: str, index: str, top_k: int, encoder: str, filter: list[str], root: str) -> Summary:
     from prvr_ray.notebook import find_cut_text, open_root, search
 
-    found = search(root, index, text, top_k, encoder=encoder)
+    found = search(root, index, text, top_k, encoder=encoder, filter=filter)
     names = ("video_id", "score", "start_s", "end_s", "peak_s")
     answers = [{name: getattr(answer, name) for name in names} for answer in found]
     answers = [{"rank": rank, **answer} for rank, answer in enumerate(answers, start=1)]
@@ -127,6 +127,15 @@ ENCODER: Options = {
         "where ingest found it, or at the same path below the root)",
     }
 }
+FILTER: Options = {
+    "--filter": {
+        "action": "append",
+        "default": [],
+        "metavar": "'COLUMN OP VALUE'",
+        "help": "answer only with videos whose metadata match, such as 'camera = front' or \"place in (pier, 'the "
+        "harbour')\"; OP is =, !=, <, <=, >, >= or in; may be repeated, and all must match",
+    }
+}
 JOB: Options = {**ROOT, **ADDRESS, **DRY_RUN}
 INGEST_SHORT = tuple(
     f"ingest.{name}"
@@ -159,7 +168,7 @@ COMMANDS: dict[str, Command] = {
             **_required(
                 "--videos",
                 "a folder, an s3:// prefix, or a manifest: csv, jsonl or parquet with a column `uri` and optionally "
-                "`video_id`",
+                "`video_id` and `split`; other columns become metadata, for --filter",
             ),
             "--anonymous": {"action": "store_true", "help": "read videos from a public bucket without credentials"},
             **FEATURES,
@@ -224,6 +233,7 @@ COMMANDS: dict[str, Command] = {
                 "action": "store_true",
                 "help": "continue without shards that are missing or unreadable, and report them",
             },
+            **FILTER,
             **ENCODER,
             **JOB,
         },
@@ -238,6 +248,7 @@ COMMANDS: dict[str, Command] = {
             "text": {"help": "what to look for"},
             **INDEX,
             "--top-k": {"type": int, "default": 10, "help": "number of videos to show"},
+            **FILTER,
             **ENCODER,
             **ROOT,
         },

@@ -84,10 +84,14 @@ class ShardFolder:
             known = known.filter(pc.is_in(known["shard"], pa.array(names, pa.large_string())))
         new = [name for name in names if name not in read]
         with ThreadPoolExecutor(_PARALLEL_READS) as readers:
-            tables = list(readers.map(lambda name: _located(read_table(self.store, name, columns), name), new))
+            tables = list(readers.map(lambda name: _located(self._read(name, columns), name), new))
         rows = pa.concat_tables([known, *tables]).combine_chunks()
         cache[tuple(wanted.names)] = rows
         return rows
+
+    def _read(self, name: str, columns: list[str] | None) -> pa.Table:
+        rows = read_table(self.store, name, columns)
+        return with_columns(rows, self.schema) if columns is None else rows
 
 
 def newest_windows(folder: ShardFolder, removed: pa.Array) -> pa.Table:

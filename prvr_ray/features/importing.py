@@ -250,6 +250,7 @@ def _video_row(released: Released, known: dict[str, Row], video_id: str, split: 
         "split": split,
         "added_at": before["added_at"] if is_same else newer_than(before.get("added_at"), time.time()),
         "removed": False,
+        "metadata": before.get("metadata"),
     }
 
 

@@ -76,6 +76,7 @@ def compare_videos(
         pc.or_(is_same, is_kept), before["added_at"], _newer_times(before["added_at"], now)
     )
     columns["removed"] = pa.repeat(False, len(sources))
+    columns["metadata"] = pc.coalesce(sources["metadata"], before["metadata"])
     rows = pa.table(columns, schema=schema.VIDEOS)
     is_changed = pc.invert(pc.and_(is_known, _all_equal(before, rows, schema.VIDEOS.names)))
     return rows.append_column("missing", sources["missing"]), rows.filter(is_changed)

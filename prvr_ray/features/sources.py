@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
+from typing import Any
 
 import pyarrow as pa
 
 from prvr_ray.annotations.rows import KINDS, Columns, Row, kind_of, read_rows
+from prvr_ray.collection.metadata import pack_metadata
 from prvr_ray.storage import Store, StoredObject, open_store
 
 _MANIFEST_COLUMNS = Columns(("uri",), ("video_id", "split"), ignore_others=True)
@@ -25,6 +27,7 @@ SOURCES = pa.schema(
         ("etag", pa.string()),
         ("split", pa.string()),  # null if the source names none
         ("missing", pa.string()),  # why the file is missing
+        ("metadata", pa.string()),  # of VIDEOS; null if the source gives none
     ]
 )
 
@@ -34,7 +37,8 @@ def list_sources(videos: str, extensions: list[str], *, anonymous: bool = False)
 
     Args:
         videos: a folder or URI prefix, whose files with one of the extensions are listed; or a manifest, a .parquet,
-            .csv or .jsonl file with a column `uri` and optionally `video_id` and `split`.
+            .csv or .jsonl file with a column `uri` and optionally `video_id` and `split`; its other columns are
+            metadata of the videos.
         anonymous: send no credentials (for public buckets).
 
     Returns:
@@ -52,13 +56,14 @@ def list_sources(videos: str, extensions: list[str], *, anonymous: bool = False)
     if not kept:
         raise ValueError(f"no videos at {videos}: {_describe_files(objects)}")
     nothing = pa.nulls(len(kept), pa.string())
-    columns = {
+    columns: dict[str, Any] = {
         "video_id": [item.key for item in kept],
         "uri": [f"{store.uri}/{item.key}" for item in kept],
         "size": [item.size for item in kept],
         "etag": [item.etag for item in kept],
     }
-    return pa.table(columns | {"split": nothing, "missing": nothing}, schema=SOURCES), len(objects) - len(kept)
+    columns |= dict.fromkeys(("split", "missing", "metadata"), nothing)
+    return pa.table(columns, schema=SOURCES), len(objects) - len(kept)
 
 
 def _describe_files(objects: list[StoredObject]) -> str:
@@ -107,6 +112,7 @@ def _from_manifest(manifest: str, anonymous: bool) -> pa.Table:
         "etag": [item.etag if isinstance(item, StoredObject) else "" for item in found],
         "split": [_value(row, "split", "") or None for row in rows],
         "missing": [None if isinstance(item, StoredObject) else item for item in found],
+        "metadata": pack_metadata([row.others for row in rows], is_text=kind_of(manifest) == "csv"),
     }
     return pa.table(columns, schema=SOURCES).sort_by("video_id")
 

@@ -8,6 +8,7 @@ An index of an earlier version has written-*.json instead of a manifest; `prvr_r
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ from prvr_ray.runs.run import RunFolder, open_run
 from prvr_ray.storage import ShardError, Store, check_name, read_table
 
 Json = dict[str, Any]
+_PARALLEL_READS = 16
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,25 @@ class IndexFolder:
             {"name": name, "bytes": item.num_bytes, "rows": item.num_rows, "skip": item.superseded_rows().tolist()}
             for name, item in manifest.shards.items()
         ]
+
+    def restrict(self, shards: Sequence[Json], video_ids: pa.Array) -> list[Json]:
+        """Skip the windows of all other videos; shards of which nothing is left are left out.
+
+        Args:
+            shards: of `plan`; only their ids of videos are read.
+
+        Raises:
+            ShardError: one is missing or damaged.
+        """
+
+        def skip_others(shard: Json) -> Json:
+            ids = read_table(self.store, shard["name"], ["video_id"])["video_id"]
+            others = np.flatnonzero(~pc.is_in(ids, video_ids).to_numpy())
+            return {**shard, "skip": np.union1d(shard["skip"], others).astype(int).tolist()}
+
+        with ThreadPoolExecutor(_PARALLEL_READS) as readers:
+            restricted = list(readers.map(skip_others, shards))
+        return [shard for shard in restricted if len(shard["skip"]) < shard["rows"]]
 
     def manifest(self) -> tuple[Manifest, list[str]]:
         """Read the newest manifest; for an index without one, derive it, and list the shards that cannot be read."""

@@ -67,6 +67,12 @@ def memory_of(owner: object, purpose: str, device: torch.device) -> Memory:
     return memory
 
 
+def free_spare_memory() -> None:
+    """Free the buffers that nobody uses now, before work of another kind that needs the memory itself."""
+    with _SPARE_LOCK:
+        _SPARE.clear()
+
+
 def _borrow(purpose: str, device: torch.device) -> Memory:
     with _SPARE_LOCK:
         spare = _SPARE[purpose]

@@ -34,10 +34,19 @@ from prvr_ray import schema
 from prvr_ray.collection import existing_collection
 from prvr_ray.index.index import IndexFolder, LoadedShard
 from prvr_ray.retrieval.blocks import Names
+from prvr_ray.retrieval.buffers import free_spare_memory
 from prvr_ray.retrieval.moments import find_moments
 from prvr_ray.retrieval.scoring import Search
 from prvr_ray.retrieval.topk import Answers, merge_into
-from prvr_ray.scores.partial import Partial, pack_names, partial_values, slice_queries, unpack_names
+from prvr_ray.scores.partial import (
+    Partial,
+    load_partial,
+    pack_names,
+    partial_values,
+    save_partial,
+    slice_queries,
+    unpack_names,
+)
 from prvr_ray.storage import ShardError, Store, get_json, read_table, table_to_bytes
 from prvr_ray.student.batching import prefetch
 
@@ -159,9 +168,7 @@ class ScoreJob:
 
     def missing_shards(self) -> list[str]:
         """Why shards were left out: one line for each."""
-        found = [
-            unpack_names(safetensors.numpy.load(self.store.get(key))["missing"]) for key in self._incomplete_keys()
-        ]
+        found = [unpack_names(load_partial(self.store.get(key))["missing"]) for key in self._incomplete_keys()]
         return list(dict.fromkeys(line for lines in found for line in lines))
 
     def read_queries(self, block: int, device: torch.device | str = "cpu") -> QueryVectors:
@@ -201,11 +208,12 @@ class ScoreJob:
         }
         if missing:
             values["missing"] = pack_names(missing)
-        del running  # its ordinals: saving makes two copies of the values, 0.8 GB each at k = 10,000
-        return safetensors.numpy.save(values), missing
+        del running  # its ordinals: saving makes a copy of the values
+        return save_partial(values), missing
 
     def merge(self, block: int) -> Iterator[tuple[str, pa.Buffer]]:
         """Merge the partials of a block: keys and bytes of its parts."""
+        free_spare_memory()
         ids, names = self.read_queries(block).ids, Names()
         best = Answers.none(len(ids), self.top_k, len(self.branches), "cpu")
         timed = Answers.none(len(ids), self.num_moments, len(_TIMES), "cpu", torch.float64)
@@ -213,7 +221,7 @@ class ScoreJob:
         for unit in range(len(self.plan["units"])):
             key = self.partial_key(block, unit)
             key = key if key in existing else self.partial_key(block, unit, _INCOMPLETE)
-            partial = Partial(safetensors.numpy.load(self.store.get(key)), names)
+            partial = Partial(load_partial(self.store.get(key)), names)
             for rows in slice_queries(len(ids), self.top_k):
                 merge_into(best[rows], partial.answers(rows), names.ids, repeats=True)
             # Merge the first answers once more, with their times. The overall first M are among the first M of units.
@@ -263,7 +271,7 @@ class ScoreJob:
         """The videos of a partial or a part."""
         if key.endswith(".parquet"):
             return set(read_table(self.store, key, ["video_id"])["video_id"].unique().to_pylist())
-        return set(unpack_names(safetensors.numpy.load(self.store.get(key))["names"]))
+        return set(unpack_names(load_partial(self.store.get(key))["names"]))
 
     def _query_keys(self, block: int) -> list[str]:
         files = range(-(-self.plan["num_queries"] // QUERIES_PER_FILE))

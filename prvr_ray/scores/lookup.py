@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from prvr_ray.collection import Collection, FeatureSet, QueryFeatures, by_shard
+from prvr_ray.collection import Collection, FeatureSet, QueryFeatures
+from prvr_ray.collection.filters import matching_videos
 from prvr_ray.encoders import Encoder
 from prvr_ray.index.index import IndexFolder, LoadedShard
 from prvr_ray.index.student_encoder import encode_queries
@@ -87,14 +88,7 @@ class Lookup:
 
     def only(self, video_ids: Ids[str]) -> "Lookup":
         """This index with no other videos than these."""
-        windows = self.index.windows()
-        kept = dict(by_shard(windows.filter(pc.is_in(windows["video_id"], pa.array(video_ids, pa.string())))))
-        shards = [
-            shard | {"skip": np.setdiff1d(np.arange(shard["rows"]), kept[shard["name"]]).tolist()}
-            for shard in self.shards
-            if shard["name"] in kept
-        ]
-        return replace(self, shards=shards)
+        return replace(self, shards=self.index.restrict(self.shards, pa.array(video_ids, pa.string())))
 
     def embed_texts(self, encoder: Encoder, texts: list[str]) -> Queries:
         """Encode texts that are not in the collection. encoder: the one that `text_encoder` names."""
@@ -175,15 +169,19 @@ class Lookup:
         return [dict(sorted(answers.items())) for answers in found]
 
 
-def open_lookup(collection: Collection, index: str, moment_threshold: float = 0.5) -> Lookup:
+def open_lookup(
+    collection: Collection, index: str, moment_threshold: float = 0.5, filters: Sequence[str] = ()
+) -> Lookup:
     """Open an index for a few searches.
 
     Args:
         moment_threshold: as `score.moment_threshold`.
+        filters: search only videos that match all of these (`prvr_ray.collection.filters`).
 
     Raises:
-        ValueError: there is no such index; shards of it are missing, so answers would lack videos (with a manifest
-            the search finds that); or its run has trained on since, so another student would encode the queries.
+        ValueError: an unusable filter; there is no such index; shards of it are missing, so answers would lack videos
+            (with a manifest the search finds that); or its run has trained on since, so another student would encode
+            the queries.
     """
     folder = IndexFolder(collection, index)
     removed = tuple(collection.removed().to_pylist())
@@ -191,4 +189,5 @@ def open_lookup(collection: Collection, index: str, moment_threshold: float = 0.
     if missing:
         raise ValueError(f"{'; '.join(missing)}. {_ADVICE}")
     num_videos = max(1, manifest.num_videos)
-    return Lookup(folder, folder.run(), folder.planned(manifest), moment_threshold, num_videos, removed)
+    lookup = Lookup(folder, folder.run(), folder.planned(manifest), moment_threshold, num_videos, removed)
+    return lookup.only(matching_videos(collection.videos(), filters).to_pylist()) if filters else lookup

@@ -5,15 +5,54 @@ Shape suffixes: Q queries, K places, E extras, M places with times.
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 
-from prvr_ray.retrieval.blocks import Names
+from prvr_ray.retrieval.blocks import Names, as_tensor
 from prvr_ray.retrieval.topk import Answers
 
 _PLACE_VALUES = ("scores", "videos", "windows")  # (Q, K) each
+_DTYPES: dict[str, np.dtype[Any]] = {
+    name: np.dtype(kind) for name, kind in (("F64", "<f8"), ("F32", "<f4"), ("I32", "<i4"), ("U8", "u1"))
+}
 _PLACES_AT_ONCE = 1 << 22  # merged at a time, as ordinals of 16 bytes each
+
+
+# The library's own `load` and `save` make one and two copies of the values, of 0.8 GB at 4,096 queries and k = 10,000.
+def load_partial(data: bytes) -> dict[str, np.ndarray]:
+    """Read a safetensors object; the arrays are views of `data`.
+
+    Raises:
+        ValueError: it is none, or is damaged.
+    """
+    begin = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:begin]) if 8 < begin <= len(data) else None
+    if not isinstance(header, dict):
+        raise ValueError("a partial is damaged: it has no header")
+    found = {}
+    for name, item in header.items():
+        if name != "__metadata__":
+            start, stop = item["data_offsets"]
+            dtype: np.dtype[Any] = _DTYPES[item["dtype"]]
+            values = np.frombuffer(data, dtype, (stop - start) // dtype.itemsize, begin + start)
+            found[name] = values.reshape(item["shape"])
+    return found
+
+
+def save_partial(values: dict[str, np.ndarray]) -> bytes:
+    """Write arrays as a safetensors object, those of large items first, so that all are aligned."""
+    kinds = {dtype: kind for kind, dtype in _DTYPES.items()}
+    header, arrays, stop = {}, [], 0
+    for name in sorted(values, key=lambda name: (-values[name].itemsize, name)):
+        array = np.ascontiguousarray(values[name])
+        start, stop = stop, stop + array.nbytes
+        header[name] = {"dtype": kinds[array.dtype], "shape": array.shape, "data_offsets": [start, stop]}
+        arrays.append(array.reshape(-1).view(np.uint8).data)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, *arrays])
 
 
 def pack_names(names: list[str]) -> np.ndarray:
@@ -46,8 +85,8 @@ class Partial:
         return self._places((slice(None), slice(num_moments)), self._values["times"][:, :num_moments])
 
     def _places(self, where: tuple[slice, ...], extras_QKE: np.ndarray) -> Answers:
-        scores, videos, windows = (torch.from_numpy(self._values[name][where]) for name in _PLACE_VALUES)
-        return Answers(scores, self._ordinals[videos.long()], windows.long(), torch.from_numpy(extras_QKE))
+        scores, videos, windows = (as_tensor(self._values[name][where]) for name in _PLACE_VALUES)
+        return Answers(scores, self._ordinals[videos.long()], windows.long(), as_tensor(extras_QKE))
 
 
 def partial_values(best: Answers, names: list[str], number_of: np.ndarray) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prvr_ray.collection import EncodedQueries, FeatureSet, declare_spec
+from prvr_ray.collection.filters import matching_videos
 from prvr_ray.config import ScoreSettings
 from prvr_ray.encoders import find_long_texts
 from prvr_ray.index.index import IndexFolder
@@ -23,6 +25,8 @@ from prvr_ray.storage import check_name, put_json_if_absent
 _MIN_RATIO, _RATIO, _ENOUGH_UNITS = 8, 32, 64
 _ANSWER_BYTES, _MOMENT_BYTES = 20, 24  # of a partial
 _MOST_ANSWERS = 1 << 26  # of a block, of one query file at least: a scorer holds 28 bytes for each
+
+OLDER: dict[str, Any] = {"filters": []}  # what jobs of versions without these keys did
 
 Json = dict[str, Any]
 Counts = dict[str, Any]
@@ -65,19 +69,30 @@ def _cut(queries: pa.Table, features: FeatureSet, role: str) -> Counts:
     return find_long_texts(features.spec()[role], queries["query_id"].to_pylist(), queries["text"].to_pylist())
 
 
-def plan_job(settings: ScoreSettings, folder: IndexFolder, rows: pa.Table, queries: QueryPlan) -> tuple[Json, Json]:
+def plan_job(
+    settings: ScoreSettings, folder: IndexFolder, rows: pa.Table, queries: QueryPlan, filters: Sequence[str] = ()
+) -> tuple[Json, Json]:
     """Return the contents of spec.json, the request, and of plan.json, how a job started now would answer it.
 
+    Args:
+        filters: answer only with videos that match all of these; shards without such a video are not read.
+
     Raises:
-        ValueError: the index holds nothing.
+        ValueError: the index holds nothing, or a filter is unusable or leaves no video.
     """
     removed = folder.collection.removed()  # first: what is removed in between must look new to a resumed call
     manifest, missing = folder.manifest()
     shards = folder.planned(manifest)
     if not any(shard["rows"] > len(shard["skip"]) for shard in shards):
         raise ValueError(f"index {folder.name!r} holds no windows; {'; '.join(missing) or '`prvr index` adds them'}")
-    spec = _spec(settings, folder, rows, queries)
-    top_k = min(spec["top_k"], manifest.num_videos)
+    spec = _spec(settings, folder, rows, queries) | {"filters": list(filters)}
+    num_videos = manifest.num_videos
+    if filters:
+        matching = matching_videos(folder.collection.videos(), filters)
+        shards, num_videos = folder.restrict(shards, matching), min(num_videos, len(matching))
+        if not shards:
+            raise ValueError(f"{' and '.join(filters)} leaves {len(matching)} videos, none of them in this index")
+    top_k = min(spec["top_k"], num_videos)
     per_block = min(settings.query_block, _MOST_ANSWERS // top_k)
     files = min(max(1, per_block // QUERIES_PER_FILE), -(-len(rows) // QUERIES_PER_FILE))
     answer_bytes = _ANSWER_BYTES * top_k + _MOMENT_BYTES * min(spec["num_moments"], top_k)
@@ -99,7 +114,7 @@ def begin_job(settings: ScoreSettings, folder: IndexFolder, queries: QueryPlan, 
     Raises:
         ValueError: a job of that name asks something else; each difference is named.
     """
-    spec = declare_spec(queries.store, spec)
+    spec = declare_spec(queries.store, spec, older=OLDER)
     existing = put_json_if_absent(queries.store, "plan.json", plan)
     removed = sorted({*plan["removed"]}.difference(existing.get("removed", ())))  # older plans do not say
     root, name = folder.collection.store.uri, queries.store.uri.rpartition("/")[2]

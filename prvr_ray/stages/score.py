@@ -5,6 +5,7 @@ starts the actors and assigns their tasks.
 """
 
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -19,7 +20,7 @@ from prvr_ray.devices import choose_device
 from prvr_ray.index.index import IndexFolder
 from prvr_ray.progress import Steps
 from prvr_ray.scores.job import ADVICE, QUERIES_PER_FILE, QueryVectors, ScoreJob, query_key
-from prvr_ray.scores.plan import begin_job, find_queries, plan_job, sizes
+from prvr_ray.scores.plan import OLDER, begin_job, find_queries, plan_job, sizes
 from prvr_ray.scores.query_encoder import QueryEncoder, QueryPlan
 from prvr_ray.stages.resources import Worker, choose_pool_size, count_room, require
 from prvr_ray.stages.session import connect
@@ -40,6 +41,7 @@ def score(
     address: str | None = None,
     allow_missing: bool = False,
     encoder: str = "",
+    filter: Sequence[str] = (),
     dry_run: bool = False,
 ) -> Json:
     """Answer queries with the best videos of an index. Resumes from the work of an interrupted call.
@@ -52,18 +54,18 @@ def score(
         address: of a Ray cluster; None: embedded.
         allow_missing: leave out shards that are missing or damaged; the summary names them.
         encoder: where the text encoder is now, MODEL:WEIGHTS; empty: where the features' spec says.
+        filter: see `prvr_ray.collection.filters`.
         dry_run: only say what would be done.
 
     Returns:
-        Counts of queries, windows (those of removed videos included), bytes and units; the shards that were missing;
-        and `top_k_cut_to` where the index has fewer videos than were asked for.
+        Counts of queries, windows (with removed videos'), bytes and units; missing shards; `top_k_cut_to` if it was.
 
     Raises:
         ValueError: unusable queries, no such index, missing shards, or a job of that name that asks otherwise.
     """
     folder = IndexFolder(existing_collection(root), index)
     rows, query_plan, left_out = find_queries(queries, folder, output, encoder)
-    spec, plan = plan_job(settings, folder, rows, query_plan)
+    spec, plan = plan_job(settings, folder, rows, query_plan, filter)
     if plan["missing"] and not allow_missing:
         raise ValueError(f"{'; '.join(plan['missing'])}. {ADVICE}")
     counts: Json = {"queries": len(rows), **left_out}
@@ -72,7 +74,7 @@ def score(
     if left_out.get("queries_without_features"):
         counts["warning"] = "queries without features have no answers; `prvr ingest` encodes captions"
     if dry_run:
-        preview_spec(query_plan.store, spec)
+        preview_spec(query_plan.store, spec, older=OLDER)
         return {**counts, **sizes(plan), "output": query_plan.store.uri}
     job = begin_job(settings, folder, query_plan, spec, plan)
     if done := job.finished():

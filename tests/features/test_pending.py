@@ -215,3 +215,15 @@ def test_a_changed_file_counts_though_the_clock_was_ahead_before(collection):
     assert row["etag"] == "other"
     put_segments(collection, {"video_id": "a", "added_at": row["added_at"], "segment": 0, "is_last": True})
     assert work(collection, put_videos(collection, [Source("a", "/v/a", 1, "other")], now=60.0)) == {}
+
+
+def test_metadata_follow_the_manifest_and_outlive_a_listing_without_any(collection):
+    def known():
+        rows = collection.videos().to_pylist()
+        return {row["video_id"]: (row["metadata"], row["added_at"]) for row in rows}
+
+    put_videos(collection, [Source("a", "/v/a", 1, "e", metadata='{"camera": "front"}')], now=1.0)
+    put_videos(collection, [Source("a", "/v/a", 1, "e")], now=2.0)
+    assert known() == {"a": ('{"camera": "front"}', 1.0)}
+    put_videos(collection, [Source("a", "/v/a", 1, "e", metadata='{"camera": "back"}')], now=3.0)
+    assert known() == {"a": ('{"camera": "back"}', 1.0)}  # the same file: its features stay valid

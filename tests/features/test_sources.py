@@ -10,6 +10,7 @@ import pytest
 from support.sources import listed
 from support.stubborn_s3 import Bucket, stubborn_s3
 
+from prvr_ray.collection.metadata import unpack_metadata
 from prvr_ray.config import IngestSettings
 from prvr_ray.features.sources import open_parent
 from prvr_ray.storage import LocalStore, s3
@@ -214,3 +215,25 @@ def test_a_folder_that_cannot_be_listed_ends_the_command_and_one_of_a_manifest_d
         listed(str(tmp_path / "videos"), EXTENSIONS)
     (source,), _ = listed(str(tmp_path / "list.csv"), EXTENSIONS)
     assert source.missing == f"no permission for {tmp_path}/videos"
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_other_columns_of_a_manifest_become_metadata(tmp_path, kind):
+    (tmp_path / "a.mp4").write_bytes(b"a")
+    (tmp_path / "b.mp4").write_bytes(b"b")
+    rows = [
+        {"uri": "b.mp4", "camera": "front", "length_m": 2.5, "notes": "x" * 100_000},
+        {"uri": "a.mp4", "camera": 'it\'s, "back"', "length_m": None, "notes": None},
+    ]
+    table, manifest = pa.Table.from_pylist(rows), tmp_path / f"list.{kind}"
+    if kind == "parquet":
+        pq.write_table(table.append_column("vectors", pa.array([[1.0], [2.0]])), manifest)
+    elif kind == "csv":
+        table.to_pandas().to_csv(manifest)
+    else:
+        table.to_pandas().to_json(manifest, orient="records", lines=True)
+    sources, _ = listed(str(manifest), EXTENSIONS)
+    assert [unpack_metadata(source.metadata) for source in sources] == [
+        {"camera": 'it\'s, "back"'},
+        {"camera": "front", "length_m": 2.5},  # without the long notes
+    ]

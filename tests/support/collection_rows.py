@@ -24,6 +24,7 @@ def video(video_id: str, added_at: float = 1.0, **changed: Any) -> Row:
         "duration_s": None,
         "added_at": added_at,
         "removed": False,
+        "metadata": None,
         **changed,
     }
 

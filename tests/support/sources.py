@@ -16,6 +16,7 @@ class Source(NamedTuple):
     etag: str = ""
     split: str | None = None
     missing: str | None = None
+    metadata: str | None = None
 
 
 def as_table(sources: list[Source]) -> pa.Table:
