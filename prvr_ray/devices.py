@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-
 _FAKE_GPUS = "PRVR_FAKE_GPUS"  # set by tests whose clusters count GPUs that do not exist
 
 
