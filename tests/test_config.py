@@ -23,7 +23,7 @@ from prvr_ray.config import PRESETS, SECTIONS, Config, TrainSettings, resolve
         ({"train": {"num_epochs": "many"}}, r"train\.num_epochs='many': Input should be a valid integer"),
         ({"train": {"lr": {"a": 1}}}, r"train\.lr=\{'a': 1\}: Input should be a valid number"),
         ({"score": {"top_k": 0}}, r"score\.top_k=0: Input should be greater than or equal to 1"),
-        ({"score": {"mode": "quick"}}, r"score\.mode='quick': Input should be 'exact' or 'fast'"),
+        ({"score": {"mode": "quick"}}, r"score\.mode='quick': Input should be 'auto', 'exact' or 'fast'"),
         ({"student": {"branches": []}}, r"student\.branches=\[\]"),
         ({"train": {"lr": -1}, "student": {"hidden_dim": 0}}, r"student\.hidden_dim=0: .*; train\.lr=-1"),
     ],

@@ -36,9 +36,10 @@ class ScoreSettings(Settings):
     everyday = frozenset(("top_k", "mode", "num_moments", "num_scorers", "scorer_gpus"))
 
     top_k: Count = Field(100, description="number of videos per query")
-    mode: Literal["exact", "fast"] = Field(
-        "exact",
-        description="fast: select candidates in bf16, if the device has it, with a proven error bound; same answers",
+    mode: Literal["auto", "exact", "fast"] = Field(
+        "auto",
+        description="auto, fast: select candidates in float16 or bf16, if the device multiplies those faster, with a "
+        "proven error bound; exact: in float32; same answers",
     )
     num_moments: int = Field(10, ge=0, description="number of top answers per query that get a moment")
     moment_threshold: Share = Field(
@@ -63,7 +64,7 @@ class EvaluateSettings(Settings):
         "held-out",
         description="paper: the reported split also chose the checkpoint; train: it is the training split",
     )
-    mode: Literal["exact", "fast"] = Field("exact", description="as score.mode; the figures are the same")
+    mode: Literal["auto", "exact", "fast"] = Field("auto", description="as score.mode; the figures are the same")
     choose_weights: bool = Field(
         False,
         description="choose the weights of the branches and the teacher on the run's validation split, and save them",

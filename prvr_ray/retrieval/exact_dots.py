@@ -1,8 +1,9 @@
 """Exact dot products: r(q, v), the float32 dot product of one query row and one frame row.
 
 A matrix product may add in another order depending on its shape and on a row's position. `torch.sparse.sampled_addmm`
-computes one separate dot product per wanted pair, so equal rows give equal bits wherever they lie. Every score that
-this package returns is made of r.
+computes one separate dot product per wanted pair, so on a CPU equal rows give equal bits wherever they lie. On CUDA,
+cuSPARSE promises no such thing, so where Triton runs a kernel of ours adds the features in a fixed order. Every score
+that this package returns is made of r.
 
 Shape suffixes: Q queries, W windows, R rows (frames of all windows), D features, P pairs of a query and a window, N
 pairs of a query and a row, F frames of a window.
@@ -14,6 +15,7 @@ import torch
 
 from prvr_ray.retrieval.blocks import BranchRows, spans
 from prvr_ray.retrieval.buffers import borrowed_memory
+from prvr_ray.retrieval.matmul import has_kernels
 
 # Torch warns of sparse CSR tensors once per process. Trigger the warning here, on import: warning filters are
 # process-wide, so the threads that compute must not change them.
@@ -91,6 +93,11 @@ def row_dots(
     Returns:
         (N,) float32.
     """
+    if has_kernels(rows_RD.device):
+        from prvr_ray.retrieval.kernels import pair_dots
+
+        row_N = torch.arange(len(rows_RD), device=rows_RD.device).repeat_interleave(count_R)
+        return pair_dots(queries_QD, rows_RD, query_N, row_N)
     edges = torch.cat([count_R.new_zeros(1), count_R.cumsum(0)])
     # The sparsity pattern is the set of pairs. It is not checked: our own code made it, and a check reads all of it.
     wanted = torch.sparse_csr_tensor(

@@ -2,11 +2,12 @@
 
 `window_maxima` replaces product, chunk maxima and window maxima: a program multiplies a tile of queries by a few
 windows, one after another, and keeps one maximum per query and window in registers, so the (frames, queries) products
-never reach memory. `exact_dots` sums each pair's features in one order that depends on the number of features alone, so
+never reach memory. `pair_dots` sums each pair's features in one order that depends on the number of features alone, so
 equal rows give equal bits by construction.
 
-Import this module only where Triton is installed; `can_run` says whether a device takes it. With TRITON_INTERPRET=1 the
-kernels run on CPU tensors, which is how the tests check their values. Nothing here has been timed on a GPU.
+Import this module only where `prvr_ray.retrieval.matmul.has_kernels` says that a device takes it. With
+TRITON_INTERPRET=1 the kernels run on CPU tensors, which is how the tests check their values. Nothing here has been
+timed on a GPU.
 
 Shape suffixes: Q queries, W windows, R rows (frames of all windows), D features, N pairs of a query and a row, B
 branches.
@@ -18,15 +19,9 @@ import torch
 import triton
 import triton.language as tl
 
-_FIRST_CAPABILITY = (8, 0)  # asynchronous copies, and tensor cores whose float32 sums the bound assumes
 WINDOWS_PER_PROGRAM = 16
 TILE = {"BQ": 128, "BF": 128, "BK": 64}  # 64 KB of shared memory in two stages; no spills on sm_80 to sm_90
 NUM_WARPS, NUM_STAGES = 8, 2
-
-
-def can_run(device: torch.device) -> bool:
-    """Return whether the kernels are meant for a device: CUDA of compute capability 8.0 or newer."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _FIRST_CAPABILITY
 
 
 @triton.jit
@@ -120,7 +115,7 @@ def window_maxima(
     return best_WQ
 
 
-def exact_dots(
+def pair_dots(
     queries_QD: torch.Tensor, rows_RD: torch.Tensor, query_N: torch.Tensor, row_N: torch.Tensor
 ) -> torch.Tensor:
     """Return the dot product of each pair, (N,) float32; it depends on the pair's own two rows only.

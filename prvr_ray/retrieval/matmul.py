@@ -4,8 +4,10 @@ Shape suffixes: Q queries, R rows, D features.
 """
 
 import contextlib
+import importlib.util
 import os
 import platform
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,18 +16,40 @@ import torch
 
 from prvr_ray.retrieval.buffers import Memory
 
-MODES = ("exact", "fast")
+MODES = ("auto", "exact", "fast")
 
 
 def product_type(mode: str, device: torch.device) -> torch.dtype:
-    """Return the type of a mode's products: bfloat16 in `fast` where the device has instructions for it, else float32.
+    """Return the type of a mode's products.
+
+    `exact` takes float32. `fast` takes float16 where the Triton kernels run, else bfloat16 where the device has
+    instructions for it, else float32. `auto` takes what `fast` does: the low precision is taken only where it is the
+    faster one, and the answers are the same.
 
     Raises:
         ValueError: no such mode.
     """
     if mode not in MODES:
         raise ValueError(f"unknown mode {mode!r}; one of {', '.join(MODES)}")
-    return torch.bfloat16 if mode == "fast" and has_bfloat16(device) else torch.float32
+    if mode == "exact":
+        return torch.float32
+    if has_kernels(device):
+        return torch.float16
+    return torch.bfloat16 if has_bfloat16(device) else torch.float32
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Return whether `prvr_ray.retrieval.kernels` runs here: CUDA of compute capability 8.0 or newer, with Triton.
+
+    Triton also needs a C compiler at run time. Without one, products take the path of other devices, which is slower.
+    """
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    return importlib.util.find_spec("triton") is not None and _has_c_compiler()
+
+
+def _has_c_compiler() -> bool:
+    return any(shutil.which(name) for name in (os.environ.get("CC") or "gcc", "gcc", "clang"))
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -2,9 +2,10 @@
 
 The score of a window is sum_b w_b * max_f <q_b, v_bf>: each branch takes its own maximum over the window's frames.
 
-A matrix product in float32 (mode `exact`) or bfloat16 (`fast`) gives s(q, v), which serves for selection only:
-`prvr_ray.retrieval.bounds` proves how far s may lie from the exact dot product r (`prvr_ray.retrieval.exact_dots`). In
-both modes, r is computed for every pair that this bound leaves undecided, and all returned scores are made of r.
+A matrix product in float32 (mode `exact`), or in bfloat16 or float16 (`fast`), gives s(q, v), which serves for
+selection only: `prvr_ray.retrieval.bounds` proves how far s may lie from the exact dot product r
+(`prvr_ray.retrieval.exact_dots`). In both modes, r is computed for every pair that this bound leaves undecided, and all
+returned scores are made of r.
 
 Shape suffixes: Q queries, W windows, R rows (frames of all windows), D features, K chunks of at most CHUNK rows of one
 window, U chunks that some pair needs, C rows of a chunk, P pairs of a query and a window, E pairs of a query and a
@@ -81,16 +82,36 @@ class BranchProducts:
         self.first_chunk = first_chunks(rows.offsets)
         self._chunks = torch.from_numpy(self.first_chunk).to(queries_QD.device)
         self._chunk_rows = torch.from_numpy(chunk_edges(rows.offsets, self.first_chunk)).to(queries_QD.device)
-        self._chunk_max_KQ = memory.tensor("chunks", (int(self.first_chunk[-1]), num_queries), dtype)
-        self._kept_max_WQ = memory.tensor("windows", (len(rows.offsets) - 1, num_queries), dtype)
-        self.frame_norms = self._multiply(queries_QD.to(dtype))
-        self.window_max_WQ = memory.converted("windows in float32", self._kept_max_WQ, torch.float32)
-        self.slack_WQ = slack(queries.norms, self.frame_norms, dim)[None]
+        self._has_chunks = dtype != torch.float16
+        if self._has_chunks:
+            self._chunk_max_KQ = memory.tensor("chunks", (int(self.first_chunk[-1]), num_queries), dtype)
+            self._kept_max_WQ = memory.tensor("windows", (len(rows.offsets) - 1, num_queries), dtype)
+            self.frame_norms = self._multiply(queries_QD.to(dtype))
+            self.window_max_WQ = memory.converted("windows in float32", self._kept_max_WQ, torch.float32)
+        else:
+            self.frame_norms, self.window_max_WQ = self._run_kernel(queries_QD.to(dtype))
+        self.slack_WQ = slack(queries.norms, self.frame_norms, dim, on_tensor_cores=not self._has_chunks)[None]
         # A bfloat16 product is rounded in proportion to its own size, which is far below the product of the norms for
         # most pairs. Hence a bound per pair, which leaves fewer of them undecided than one per query.
         if relative := relative_slack(dtype):
             each_WQ = torch.abs(self.window_max_WQ, out=memory.tensor("slack", self.window_max_WQ.shape))
             self.slack_WQ = each_WQ.mul_(relative).add_(self.slack_WQ)
+
+    def _run_kernel(self, queries_QD: torch.Tensor) -> tuple[Norms, torch.Tensor]:
+        """Return the largest norms of all frames, and the maxima over windows, (W, Q) float32, from float16 products.
+
+        No maxima over chunks are kept: an exact score then takes all frames of its window.
+        """
+        from prvr_ray.retrieval.kernels import window_maxima
+
+        with borrowed_memory("tile", queries_QD.device) as memory:
+            rows_RD = self.rows.read(0, len(self.rows.offsets) - 1, memory)
+            rounded_RD = memory.converted("rounded", rows_RD, queries_QD.dtype)
+            norms = measure(rows_RD, rounded_RD, memory).largest()
+            if norms.norm.isfinite() and not norms.rounding.isfinite():
+                raise ValueError("a frame has a value beyond 65,504, the largest of float16; frames must be unit rows")
+            offsets = torch.from_numpy(self.rows.offsets).to(queries_QD.device)
+            return norms, window_maxima([(1.0, queries_QD)], [(rounded_RD, offsets)])
 
     def _multiply(self, queries_QD: torch.Tensor) -> Norms:
         """Fill the maxima tile by tile; return the largest norms of all frames.
@@ -148,7 +169,11 @@ class BranchProducts:
         chunk_PK = first_P[:, None] + torch.arange(most, device=first_P.device)
         is_past_PK = chunk_PK >= stop_P[:, None]
         chunk_PK.masked_fill_(is_past_PK, 0)
-        return chunk_PK, self._chunk_max_KQ[chunk_PK, query_P[:, None]].masked_fill_(is_past_PK, -torch.inf)
+        if self._has_chunks:
+            max_PK = self._chunk_max_KQ[chunk_PK, query_P[:, None]]
+        else:
+            max_PK = self.window_max_WQ[window_P, query_P][:, None].repeat(1, most)
+        return chunk_PK, max_PK.masked_fill_(is_past_PK, -torch.inf)
 
     def _score_chunks(self, query_E: torch.Tensor, chunk_E: torch.Tensor, span: slice, memory: Memory) -> torch.Tensor:
         """Return the exact maximum of each pair of a query and a chunk of one span: (E,) float32.

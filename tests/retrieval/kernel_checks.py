@@ -13,7 +13,9 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from prvr_ray.retrieval import kernels
+from prvr_ray.retrieval import exact_dots, kernels, matmul
+from prvr_ray.retrieval.blocks import FrameBlock
+from prvr_ray.retrieval.scoring import search
 
 # Shared memory that a program may use, in bytes: CUDA C Programming Guide, "Technical Specifications per Compute
 # Capability", the maximum amount per thread block.
@@ -54,6 +56,7 @@ def check_values() -> None:
             np.testing.assert_allclose(found.numpy(), expect_maxima(queries, branches, bias), atol=3e-6, rtol=0)
     check_ties_and_nan()
     check_exact_dots()
+    check_search()
 
 
 def check_ties_and_nan() -> None:
@@ -74,10 +77,29 @@ def check_exact_dots() -> None:
     queries_QD, rows_RD = unit_rows(generator, 7, 50), unit_rows(generator, 300, 50)
     rows_RD[250] = rows_RD[3]
     query_N, row_N = torch.arange(7).repeat(300), torch.arange(300).repeat_interleave(7)
-    dots_RQ = kernels.exact_dots(queries_QD, rows_RD, query_N, row_N).view(300, 7)
+    dots_RQ = kernels.pair_dots(queries_QD, rows_RD, query_N, row_N).view(300, 7)
     np.testing.assert_allclose(dots_RQ.numpy(), (rows_RD.double() @ queries_QD.double().T).numpy(), atol=2e-6, rtol=0)
     assert torch.equal(dots_RQ[250], dots_RQ[3])
-    assert len(kernels.exact_dots(queries_QD, rows_RD, query_N[:0], row_N[:0])) == 0
+    assert len(kernels.pair_dots(queries_QD, rows_RD, query_N[:0], row_N[:0])) == 0
+
+
+def check_search() -> None:
+    """The whole search takes the kernels' path; its answers are those of float64."""
+    matmul.has_kernels = exact_dots.has_kernels = lambda device: True
+    queries, branches, _ = make_world(9, torch.float32)
+    branches[0][0][branches[0][1][9]] = branches[0][0][0]
+    block = FrameBlock(
+        [f"v{number:02d}" for number in range(len(LENGTHS[0]))],
+        [offsets.numpy() for _, offsets in branches],
+        [rows_RD for rows_RD, _ in branches],
+    )
+    assert matmul.product_type("auto", torch.device("cpu")) == torch.float16
+    found = search(queries, [block], 5, mode="fast")
+    expected_WQ = expect_maxima(queries, branches, None)
+    best_QK = np.argsort(-expected_WQ, axis=0, kind="stable")[:5].T
+    assert [[int(name[1:]) for name in names] for names in found.video_ids] == best_QK.tolist()
+    scores_QK = np.take_along_axis(expected_WQ.T, best_QK, axis=1)
+    np.testing.assert_allclose(np.asarray(found.scores), scores_QK, atol=2e-6, rtol=0)
 
 
 def compile_for(capability: int) -> None:

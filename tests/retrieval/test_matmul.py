@@ -69,8 +69,25 @@ def test_a_gpu_has_bfloat16_from_ampere_on(capability, expected, monkeypatch):
         ("fast", False, torch.float32),
         ("exact", True, torch.float32),
         ("exact", False, torch.float32),
+        ("auto", True, torch.bfloat16),
+        ("auto", False, torch.float32),
     ],
 )
-def test_only_fast_takes_bfloat16(mode, has_it, expected, monkeypatch):
+def test_all_modes_but_exact_take_bfloat16_where_the_device_has_it(mode, has_it, expected, monkeypatch):
     monkeypatch.setattr(matmul, "has_bfloat16", lambda device: has_it)
     assert product_type(mode, CPU) == expected
+
+
+@pytest.mark.parametrize(
+    ("capability", "compiler", "mode", "expected"),
+    [
+        ((8, 0), "gcc", "auto", torch.float16),
+        ((8, 0), "gcc", "exact", torch.float32),
+        ((9, 0), None, "fast", torch.bfloat16),  # Triton cannot build its launcher
+        ((7, 5), "gcc", "auto", torch.bfloat16),  # `bfloat16_everywhere`
+    ],
+)
+def test_a_gpu_takes_float16_where_the_kernels_run(capability, compiler, mode, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(matmul.shutil, "which", lambda name: compiler)
+    assert product_type(mode, torch.device("cuda")) == expected
