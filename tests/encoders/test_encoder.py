@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from prvr_ray.encoders import describe_encoder, load_encoder
 from prvr_ray.encoders.checkpoint import shorten
+from prvr_ray.encoders.encoder import send_frames
 from prvr_ray.encoders.spec import resolve_encoder
 
 TEXTS = [
@@ -351,3 +352,9 @@ def test_a_tokenizer_whose_package_is_missing_is_refused_before_anything_starts(
     (tmp_path / "w.safetensors").touch()
     with pytest.raises(ValueError, match=r"the package transformers; pip install 'prvr_ray\[transformers\]'"):
         describe_encoder(f"{tmp_path}/model.json:{tmp_path}/w.safetensors")
+
+
+def test_frames_leave_for_the_device_as_bytes():
+    frames_F3HW = torch.zeros(2, 3, 224, 224, dtype=torch.uint8)
+    sent = send_frames(frames_F3HW, torch.device("meta"))
+    assert (sent.device.type, sent.nbytes / len(sent)) == ("meta", 150_528)
