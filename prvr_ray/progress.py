@@ -49,6 +49,13 @@ class Steps:
             self._last_line = time.monotonic()
             self._print_line()
 
+    def say(self, line: str) -> None:
+        """Print a line of its own, such as what the stage is waiting for."""
+        if self._live:
+            self._live.console.print(line, markup=False)
+        elif not os.environ.get(QUIET):
+            print(line, file=sys.stderr, flush=True)
+
     def _bar(self) -> Progress:
         columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
         note = TextColumn("{task.fields[note]}", markup=False, table_column=Column(ratio=1, no_wrap=True))

@@ -28,6 +28,7 @@ from prvr_ray.storage import put_json
 from prvr_ray.worker_errors import raise_told, tell
 
 Json = dict[str, Any]
+_FIRST_NOTICE_S, _NEXT_NOTICE_S = 60.0, 180.0  # without any scorer
 _MOST_LOSSES = 5  # lost scorers per task; one more, and the task itself is taken to be the cause
 
 
@@ -124,7 +125,7 @@ def run_on_pool(scorers: list[Any], method: str, tasks: list[tuple], unit: str, 
                 scorer, next_task = free.pop(), waiting.popleft()
                 call = getattr(scorer, method).options(max_task_retries=0)
                 in_flight[call.remote(*tasks[next_task])] = scorer, next_task
-            (done, *_), _ = ray.wait(list(in_flight))
+            done = _wait(in_flight, method, steps)
             scorer, task = in_flight.pop(done)
             if task is None:
                 ray.get(done)
@@ -137,6 +138,21 @@ def run_on_pool(scorers: list[Any], method: str, tasks: list[tuple], unit: str, 
                 losses[task] += 1
                 waiting.append(task)
                 in_flight[scorer.ready.remote()] = scorer, None
+
+
+def _wait(in_flight: dict[Any, tuple[Any, int | None]], method: str, steps: Steps) -> Any:
+    """Return a call that has ended. While no scorer has started, say so after a minute, then every few minutes."""
+    waited_s, timeout_s = 0.0, _FIRST_NOTICE_S
+    while True:
+        done, _ = ray.wait(list(in_flight), timeout=timeout_s)
+        if done:
+            return done[0]
+        waited_s, timeout_s = waited_s + timeout_s, _NEXT_NOTICE_S
+        if all(task is None for _, task in in_flight.values()):
+            steps.say(
+                f"{method}: none of {len(in_flight)} scorer(s) has started after {waited_s:.0f} s; `ray status` on the "
+                "head says what the autoscaler waits for: a quota of 0 and missing capacity both look like this"
+            )
 
 
 def _is_done(answer: Any, method: str, num_losses: int) -> bool:

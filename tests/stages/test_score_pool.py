@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from prvr_ray.progress import Steps
+from prvr_ray.stages import score as score_stage
 from prvr_ray.stages.score import _MOST_LOSSES, run_on_pool
 
 
@@ -46,3 +48,23 @@ def test_a_task_that_ends_its_scorers_ends_the_job(local_ray, tmp_path):
     with pytest.raises(ValueError, match=rf"one task of 'die' lost {_MOST_LOSSES + 1} scorers; the last: "):
         run_on_pool(start(1), "die", [(str(tmp_path),)], "units")
     assert len(list(tmp_path.iterdir())) == _MOST_LOSSES + 1
+
+
+def test_a_pool_that_never_starts_is_said_after_a_minute_then_every_three(monkeypatch, capsys):
+    answers = iter([[], [], ["call"]])
+    timeouts = []
+
+    def wait(calls, timeout):
+        timeouts.append(timeout)
+        return next(answers), calls
+
+    monkeypatch.delenv("PRVR_QUIET", raising=False)
+    monkeypatch.setattr(score_stage.ray, "wait", wait)
+    with Steps("score", 1, "units") as steps:
+        assert score_stage._wait({"call": ("scorer", None)}, "score", steps) == "call"
+    said = capsys.readouterr().err.splitlines()
+    assert timeouts == [60, 180, 180]
+    assert [line.partition(";")[0] for line in said] == [
+        "score: none of 1 scorer(s) has started after 60 s",
+        "score: none of 1 scorer(s) has started after 240 s",
+    ]
