@@ -45,10 +45,11 @@ def has_kernels(device: torch.device) -> bool:
     """
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
         return False
-    return importlib.util.find_spec("triton") is not None and _has_c_compiler()
+    return importlib.util.find_spec("triton") is not None and has_c_compiler()
 
 
-def _has_c_compiler() -> bool:
+def has_c_compiler() -> bool:
+    """Return whether Triton finds a C compiler, as it looks for one: $CC, gcc, clang."""
     return any(shutil.which(name) for name in (os.environ.get("CC") or "gcc", "gcc", "clang"))
 
 

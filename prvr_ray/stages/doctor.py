@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from prvr_ray.collection import open_collection, unmatched_captions
 from prvr_ray.encoders import describe_encoder
+from prvr_ray.retrieval.matmul import has_c_compiler
 from prvr_ray.stages.session import connect
 from prvr_ray.storage import make_shard_name, open_store
 
@@ -96,7 +97,10 @@ def _clock() -> float:
 
 @ray.remote(num_cpus=0, max_retries=0)
 def _look(resources: dict[str, float], root: str, mark: str, encoder: str) -> list[Check]:
-    checks = [_storage("storage", root, mark), _gpus(int(resources.get("GPU", 0))), _disk()]
+    num_gpus = int(resources.get("GPU", 0))
+    checks = [_storage("storage", root, mark), _gpus(num_gpus), _disk()]
+    if num_gpus:
+        checks.append(_compiler())
     checks.append(_shared_memory(int(resources.get("object_store_memory", 0))))
     return [*checks, _encoder(encoder)] if encoder else checks
 
@@ -141,6 +145,13 @@ def _gpus(num_promised: int) -> Check:
     if num_seen < num_promised:
         return Check("gpus", False, f"{detail}; install the driver, and start the container with --gpus all")
     return Check("gpus", True, detail)
+
+
+def _compiler() -> Check:
+    """Check for the C compiler with which Triton builds the launchers of the scoring kernels."""
+    if has_c_compiler():
+        return Check("compiler", True, "a C compiler for Triton")
+    return Check("compiler", False, "no C compiler, so scoring leaves out its Triton kernels; install gcc in the image")
 
 
 def _disk() -> Check:

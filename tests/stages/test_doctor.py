@@ -97,3 +97,11 @@ def test_gpus_that_ray_promises_and_torch_does_not_see_are_found():
     check = module._gpus(64)
     assert not check.ok
     assert "Ray counts 64, torch sees" in check.detail
+
+
+@pytest.mark.parametrize("compiler", ["/usr/bin/gcc", None])
+def test_a_gpu_node_without_a_c_compiler_is_found(compiler, monkeypatch):
+    monkeypatch.setattr(module.shutil, "which", lambda name: compiler)
+    check = module._compiler()
+    assert check.ok == (compiler is not None)
+    assert check.ok or "install gcc" in check.detail
