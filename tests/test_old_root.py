@@ -27,7 +27,7 @@ from prvr_ray.report.build import report
 from prvr_ray.runs.run import open_run
 from prvr_ray.runs.training_data import TrainingData
 from prvr_ray.scores.lookup import open_lookup
-from prvr_ray.stages.ingest import _names_that_may_differ, _spec, ingest
+from prvr_ray.stages.ingest import _make_spec, _names_that_may_differ, ingest
 from prvr_ray.stages.train import train
 from prvr_ray.video.container import Limits
 from prvr_ray.video.frames import FrameSpec
@@ -137,7 +137,7 @@ def test_rows_of_this_version_are_appended(old):
     with (old / "captions.csv").open("a") as file:
         file.write("test-9,0.5,1.5,a new caption,test\n")
     assert import_collection("csv", "captions.csv", "root")["queries"] == {"new": 1, "changed": 0, "unchanged": 28}
-    spec = _spec(settings(), [describe_encoder(ENCODER)], "root")
+    spec = _make_spec(settings(), [describe_encoder(ENCODER)], "root")
     declare_spec(features.store, spec, may_differ=_names_that_may_differ(features.store, spec))
     sources, _ = list_sources("videos", settings().extensions)
     match_captions(collection, sources["video_id"].to_pylist())

@@ -147,7 +147,7 @@ def read_annotations(layout: str, source: Path, name: str | None = None) -> Anno
     if layout not in LAYOUTS:
         raise ValueError(f"unknown layout {layout!r}; one of {', '.join(LAYOUTS)}")
     generated: set[str] = set()
-    annotations = _collect(_captions(layout, _files(layout, source), name, generated))
+    annotations = _collect(_read_captions(layout, _files(layout, source), name, generated))
     if not annotations.queries:
         raise ValueError(f"no captions in {source}")
     return replace(annotations, generated=generated)
@@ -163,7 +163,7 @@ def _files(layout: str, source: Path) -> list[Path]:
     return found
 
 
-def _captions(layout: str, files: list[Path], name: str | None, generated: set[str]) -> Iterator[Caption]:
+def _read_captions(layout: str, files: list[Path], name: str | None, generated: set[str]) -> Iterator[Caption]:
     """Read the files. A missing split comes from the file's name; missing query ids are numbered."""
     numbers: Counter[str] = Counter()
     for file in files:

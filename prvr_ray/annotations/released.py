@@ -102,7 +102,7 @@ class Released:
             except VectorsError as error:
                 yield {**_FAILURE, "video_id": video_id, "error_class": error.reason, "error": str(error)}
             else:
-                yield from _segments(video_id, student_FD, teacher_FD)
+                yield from _cut_segments(video_id, student_FD, teacher_FD)
 
     def query_rows(self, captions: Iterable[ReleasedCaption]) -> Iterator[dict[str, Any]]:
         """Stream rows of schema.FEATURE_QUERIES; unusable captions are excluded."""
@@ -252,7 +252,7 @@ def _one_row(vectors_ND: np.ndarray) -> np.ndarray:
     return vectors_ND
 
 
-def _segments(video_id: str, student_FD: np.ndarray, teacher_FD: np.ndarray) -> Iterator[dict[str, Any]]:
+def _cut_segments(video_id: str, student_FD: np.ndarray, teacher_FD: np.ndarray) -> Iterator[dict[str, Any]]:
     count = math.ceil(max(len(student_FD), len(teacher_FD)) / SEGMENT_FRAMES)
     parts = zip(np.array_split(student_FD, count), np.array_split(teacher_FD, count), strict=True)
     for segment, (student, teacher) in enumerate(parts):

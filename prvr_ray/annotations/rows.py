@@ -43,7 +43,7 @@ class Columns:
 
     def name_of(self, key: str) -> str | None:
         """The column that a header means, whatever its case and spaces; None for another one."""
-        plain = _plain(key)
+        plain = _plain_key(key)
         name = self.aliases.get(plain, plain)
         return name if name in self.required or name in self.optional else None
 
@@ -291,7 +291,7 @@ def _is_other(key: str, value: Any, names: Mapping[str, str]) -> bool:
 
 
 def _is_unnamed(key: str) -> bool:
-    return _UNNAMED.fullmatch(_plain(key)) is not None
+    return _UNNAMED.fullmatch(_plain_key(key)) is not None
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -302,7 +302,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _plain(key: str) -> str:
+def _plain_key(key: str) -> str:
     return re.sub(r"[\s-]+", "_", key.strip()).casefold()
 
 

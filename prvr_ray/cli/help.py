@@ -76,7 +76,7 @@ def add_settings(parser: CommandParser, section: str, short: tuple[str, ...]) ->
             type=info.annotation,
             default=argparse.SUPPRESS,
             metavar=_placeholder(info),
-            help=_described(name, info).replace("%", "%%"),
+            help=_describe_field(name, info).replace("%", "%%"),
         )
     advanced = set(settings.model_fields) - settings.everyday
     parser.advanced |= {f"settings.{section}.{name}" for name in advanced}
@@ -108,7 +108,7 @@ def written(value: Any, name: str = "") -> str:
     return ", ".join(map(written, value)) if isinstance(value, list) else str(value)
 
 
-def _described(name: str, info: FieldInfo) -> str:
+def _describe_field(name: str, info: FieldInfo) -> str:
     value = info.get_default(call_default_factory=True)
     default = "false" if value is False else written(value, name)
     return f"{info.description} (default: {default})" if default else str(info.description)

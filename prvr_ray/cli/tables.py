@@ -21,7 +21,7 @@ def show_summary(summary: dict[str, Any]) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column()
     table.add_column(overflow="fold")
-    for name, value in _flat(summary):
+    for name, value in _flatten(summary):
         if name not in ("exit_code", "not_kept", "output"):
             shown = "\n".join(map(str, value)) if isinstance(value, list) else str(value)
             table.add_row(escape(name.replace("_", " ")), escape(shown))
@@ -154,9 +154,9 @@ def _show_place(name: str, uri: str | None) -> None:
         Console().print(f"{name}: {uri}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

@@ -149,7 +149,7 @@ class FeatureSet:
                 waiting.setdefault(video_id, []).append(row)
                 missing[video_id] -= 1
                 if not missing[video_id]:
-                    yield _join(waiting.pop(video_id), spec, columns)
+                    yield _join_segments(waiting.pop(video_id), spec, columns)
 
     def queries(self) -> pa.Table:
         """The current row of every encoded query: query_id, text_hash, num_tokens, `shard`, `row`."""
@@ -268,7 +268,7 @@ def _rows(table: pa.Table) -> Iterator[dict[str, pa.Scalar]]:
         yield {name: table[name][index] for name in table.schema.names}
 
 
-def _join(segments: list[dict[str, Any]], spec: dict[str, Any], columns: tuple[str, ...]) -> VideoFeatures:
+def _join_segments(segments: list[dict[str, Any]], spec: dict[str, Any], columns: tuple[str, ...]) -> VideoFeatures:
     segments.sort(key=lambda row: row["segment"].as_py())
 
     def vectors(column: str) -> np.ndarray:

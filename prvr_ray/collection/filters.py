@@ -76,13 +76,13 @@ def matching_videos(videos: pa.Table, filters: Sequence[str]) -> pa.Array:
     is_kept = np.ones(len(videos), bool)
     metadata = [unpack_metadata(packed) for packed in videos["metadata"].to_pylist()] if filters else []
     for item in map(parse_filter, filters):
-        is_kept &= _match(item, _values(videos, metadata, item))
+        is_kept &= _match_values(item, _column_values(videos, metadata, item))
     if not is_kept.any():
         raise ValueError(f"{' and '.join(filters)} leaves 0 of {len(videos)} videos")
     return videos["video_id"].filter(pa.array(is_kept)).combine_chunks()
 
 
-def _values(videos: pa.Table, metadata: Sequence[dict[str, Value]], item: Filter) -> list[Value | None]:
+def _column_values(videos: pa.Table, metadata: Sequence[dict[str, Value]], item: Filter) -> list[Value | None]:
     if item.column in _OWN_COLUMNS:
         values: list[Value | None] = videos[item.column].to_pylist()
         return values
@@ -94,7 +94,7 @@ def _values(videos: pa.Table, metadata: Sequence[dict[str, Value]], item: Filter
     return found
 
 
-def _match(item: Filter, values: Iterable[Value | None]) -> np.ndarray:
+def _match_values(item: Filter, values: Iterable[Value | None]) -> np.ndarray:
     """Whether each value matches. Values of a type are compared with the filter's own value read as that type."""
     wanted: dict[type, list[Any]] = {}
     errors: dict[type, ValueError] = {}
@@ -103,7 +103,7 @@ def _match(item: Filter, values: Iterable[Value | None]) -> np.ndarray:
         kind = _kind_of(value)
         if kind not in wanted and kind not in errors:
             try:
-                wanted[kind] = [_read(item, text, is_quoted, kind) for text, is_quoted in item.values]
+                wanted[kind] = [_read_value(item, text, is_quoted, kind) for text, is_quoted in item.values]
             except ValueError as error:
                 errors[kind] = error
         kept.append(value is not None and kind in wanted and _compare(item.op, value, wanted[kind]))
@@ -120,7 +120,7 @@ def _kind_of(value: Value | None) -> type:
     return float if isinstance(value, int | float) and not isinstance(value, bool) else type(value)
 
 
-def _read(item: Filter, text: str, is_quoted: bool, kind: type) -> Any:
+def _read_value(item: Filter, text: str, is_quoted: bool, kind: type) -> Any:
     """Read a filter's value as the type that its column has."""
     if kind is type(None):
         return None

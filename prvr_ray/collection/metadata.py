@@ -28,7 +28,7 @@ def pack_metadata(rows: Sequence[Mapping[str, Any]], *, is_text: bool) -> list[s
         for name, value in row.items():
             columns.setdefault(name, []).append(value)
     readers = {name: _choose_reader(values, is_text) for name, values in columns.items()}
-    return [_pack({name: readers[name](value) for name, value in row.items()}) for row in rows]
+    return [_to_json({name: readers[name](value) for name, value in row.items()}) for row in rows]
 
 
 def unpack_metadata(packed: str | None) -> dict[str, Value]:
@@ -115,7 +115,7 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _pack(values: Mapping[str, Value | None]) -> str | None:
+def _to_json(values: Mapping[str, Value | None]) -> str | None:
     found = {
         name: {"timestamp": value.timestamp()} if isinstance(value, datetime) else value
         for name, value in values.items()

@@ -91,10 +91,10 @@ def resolve(values: dict[str, Any], preset: str | None = None) -> Config:
     try:
         return Config.model_validate(merged)
     except ValidationError as error:
-        raise ValueError("; ".join(_explain(item) for item in error.errors())) from None
+        raise ValueError("; ".join(_explain_error(item) for item in error.errors())) from None
 
 
-def _explain(item: Any) -> str:
+def _explain_error(item: Any) -> str:
     path = ".".join(str(part) for part in item["loc"])
     section = item["loc"][0]
     if item["type"] == "extra_forbidden":

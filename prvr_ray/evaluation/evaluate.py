@@ -67,7 +67,7 @@ def evaluate_split(
     device = choose_device(job.settings.evaluator_gpus)
     student = job.run.load_student().to(device)
     blocks = job.blocks(split, student, device)
-    queries, num_excluded = _queries(job.features, split, blocks)
+    queries, num_excluded = _select_queries(job.features, split, blocks)
     vectors = query_vectors(job.features, queries, student, device)
     weights = own_weights(job.student)
     made = choose_on_validation(job, validation, student, device) if job.settings.choose_weights else None
@@ -109,7 +109,7 @@ def evaluate_split(
     return evaluation, _ranks_table(queries, ranks, ratios), made
 
 
-def _queries(features: FeatureSet, split: str, blocks: EvaluationSplit) -> tuple[list[Query], int]:
+def _select_queries(features: FeatureSet, split: str, blocks: EvaluationSplit) -> tuple[list[Query], int]:
     """Return the queries that have a relevant video in the blocks, and how many queries have none.
 
     Relevant videos without features are dropped from a query's list, as in validation during training.
@@ -145,7 +145,7 @@ def choose_on_validation(job: EvaluationJob, validation: str, student: Student, 
         JSON values: those of `Choice.to_json`, and the student, features and split behind the choice.
     """
     blocks = job.blocks(validation, student, device)
-    queries, _ = _queries(job.features, validation, blocks)
+    queries, _ = _select_queries(job.features, validation, blocks)
     ids = sample_queries([query["query_id"] for query in queries], MOST_QUERIES, SEED)
     by_id = {query["query_id"]: query for query in queries}
     asked = [by_id[query_id] for query_id in ids]

@@ -99,8 +99,8 @@ class IndexFolder:
         best, made_with = run.best_weights(), {"weights": spec["weights"], "weights_sha256": spec["weights_sha256"]}
         if best != made_with:
             raise ValueError(
-                f"index {self.name!r} was made with {_describe(made_with)}, the best of run {spec['run']!r} is "
-                f"{_describe(best)} now: make a new index"
+                f"index {self.name!r} was made with {_name_weights(made_with)}, the best of run {spec['run']!r} is "
+                f"{_name_weights(best)} now: make a new index"
             )
         return run
 
@@ -174,7 +174,7 @@ class IndexFolder:
         return LoadedShard(block, rows["window"].to_numpy(), stacked(rows["edges_s"], np.dtype("<f8"), 1).ravel())
 
 
-def _describe(best: dict[str, str]) -> str:
+def _name_weights(best: dict[str, str]) -> str:
     return f"{best['weights']} ({best['weights_sha256'][:12]})"
 
 

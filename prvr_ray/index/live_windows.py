@@ -47,7 +47,7 @@ def summarize_shard(folder: ShardFolder, name: str) -> ShardSummary:
     Raises:
         ShardError: it is missing or damaged.
     """
-    rows = _read(folder, name)
+    rows = _read_small_columns(folder, name)
     files, videos = _count_by_file(rows), rows["video_id"].unique()
     is_plain = len(rows.group_by(_PER_WINDOW).aggregate([])) == len(rows) and len(files) == len(videos)
     return ShardSummary(name, len(rows), np.unique(_hash(videos)), is_plain, files)
@@ -78,7 +78,7 @@ def superseded_rows(folder: ShardFolder, summaries: Iterable[ShardSummary]) -> d
     involved = [item.name for item in summaries if np.isin(item.hashes, doubtful).any()]
     if not involved:
         return found
-    rows = pa.concat_tables([_of_videos(_read(folder, name), doubtful) for name in involved])
+    rows = pa.concat_tables([_of_videos(_read_small_columns(folder, name), doubtful) for name in involved])
     live = dict(by_shard(live_windows(rows, _NONE_REMOVED)))
     for name, compared in by_shard(rows):
         found[name] = np.setdiff1d(compared, live.get(name, nothing))
@@ -93,7 +93,7 @@ def count_windows(
     def of_shard(item: ShardSummary) -> pa.Table:
         if not len(superseded[item.name]):
             return item.files
-        rows = _read(folder, item.name)
+        rows = _read_small_columns(folder, item.name)
         return _count_by_file(rows.take(np.setdiff1d(np.arange(len(rows)), superseded[item.name])))
 
     none = _count_by_file(ShardFolder(folder.store, folder.schema, ()).scan(_COLUMNS))
@@ -111,7 +111,7 @@ def _count_by_file(rows: pa.Table) -> pa.Table:
     return rows.group_by(_PER_FILE).aggregate([("window", "count")]).rename_columns([*_PER_FILE, "windows"])
 
 
-def _read(folder: ShardFolder, name: str) -> pa.Table:
+def _read_small_columns(folder: ShardFolder, name: str) -> pa.Table:
     return ShardFolder(folder.store, folder.schema, (name,)).scan(_COLUMNS)
 
 

@@ -111,10 +111,10 @@ def answers_section(
 def _answers(query: Query, ranked: Ranked, videos: Mapping[str, Video], projector: Projector | None) -> list[Answer]:
     scores = np.concatenate([found.curve_F for _, found in ranked])
     limits = float(scores.min()), float(scores.max())
-    return [_answer(rank, found, query, videos[found.video_id], limits, projector) for rank, found in ranked]
+    return [_draw_answer(rank, found, query, videos[found.video_id], limits, projector) for rank, found in ranked]
 
 
-def _answer(
+def _draw_answer(
     rank: int,
     found: Found,
     query: Query,

@@ -81,11 +81,11 @@ def report(
         "sections": sum(not section.missing for section in sections),
         "missing": [section.missing for section in sections if section.missing],
         "bytes": len(data),
-        **_keep(collection.store.child(f"reports/{name or run}"), data),
+        **_keep_page(collection.store.child(f"reports/{name or run}"), data),
     }
 
 
-def _keep(store: Store, page: bytes) -> dict[str, Any]:
+def _keep_page(store: Store, page: bytes) -> dict[str, Any]:
     """Write the page to ROOT; if that fails, to a temporary folder.
 
     Returns:

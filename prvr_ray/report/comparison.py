@@ -38,7 +38,7 @@ def comparison_section(evaluations: Sequence[Evaluation], settings: Mapping[str,
     caption = f"Fused rows on the {reference.split} split, protocol {reference.protocol}"
     columns = ["run", *_COLUMNS.values(), f"SumR, against {reference.run}"]
     table = Table(caption, columns, rows, strong=reference.run)
-    return Section(ANCHOR, TITLE, [Text(f"{said}."), table, Figures([figure]), _settings_table(settings)])
+    return Section(ANCHOR, TITLE, [Text(f"{said}."), table, Figures([figure]), _differences_table(settings)])
 
 
 def _figures(evaluation: Evaluation) -> list[str]:
@@ -46,7 +46,7 @@ def _figures(evaluation: Evaluation) -> list[str]:
     return [f"{summary[name]:.1f}" for name in _COLUMNS]
 
 
-def _settings_table(settings: Mapping[str, Settings]) -> Table:
+def _differences_table(settings: Mapping[str, Settings]) -> Table:
     """Make a table of the settings in which the runs differ."""
     flat = {
         run: {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}

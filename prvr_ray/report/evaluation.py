@@ -73,7 +73,7 @@ class Evaluation:
     def values_QM(self) -> dict[str, np.ndarray]:
         """Row -> (Q, M) R@1 and so on of each query, in the order of MEANS; their means are the row's figures."""
         return {
-            row: np.array([_values(tuple(ranks_q.tolist())) for ranks_q in ranks]) for row, ranks in self.ranks.items()
+            row: np.array([_recalls(tuple(ranks_q.tolist())) for ranks_q in ranks]) for row, ranks in self.ranks.items()
         }
 
 
@@ -137,6 +137,6 @@ def gap(first: Evaluation, second: Evaluation, rows: tuple[str, str], names: tup
 
 
 @lru_cache(maxsize=100_000)  # many queries have the same ranks
-def _values(ranks_q: tuple[int, ...]) -> list[float]:
+def _recalls(ranks_q: tuple[int, ...]) -> list[float]:
     summary = summarize([np.array(ranks_q)])
     return [summary[name] for name in MEANS]

@@ -29,7 +29,7 @@ def study_section(name: str, summary: Summary) -> Section:
         Text(f"{summary['verdict']} Study {name}: {count(len(summary['trials']), 'trial')}, {states}.")
     ]
     if summary["proof"]:
-        blocks.append(_seed_table(summary["proof"], summary["seeds"], "base"))
+        blocks.append(_study_table(summary["proof"], summary["seeds"], "base"))
     trials = [trial for trial in summary["trials"] if trial["curve"]]
     figures = [_curve_figure(trials)] if trials else []
     if summary["importance"]:
@@ -48,12 +48,12 @@ def ablation_section(summary: Summary) -> Section:
     """
     blocks: list[Block] = []
     for question in summary["questions"]:
-        table = _seed_table(question["rows"], summary["seeds"], question["reference"])
+        table = _study_table(question["rows"], summary["seeds"], question["reference"])
         blocks += [Text(question["finding"]), table]
     return Section(ABLATION_ANCHOR, ABLATION_TITLE, blocks)
 
 
-def _seed_table(configurations: Sequence[Mapping[str, Any]], seeds: Sequence[int], reference: str) -> Table:
+def _study_table(configurations: Sequence[Mapping[str, Any]], seeds: Sequence[int], reference: str) -> Table:
     """Make a table of configurations trained on several seeds, each with its paired difference to the reference."""
     rows = [
         [

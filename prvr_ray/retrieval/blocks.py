@@ -164,7 +164,7 @@ def window_groups(
         shape = shape or dims
         if dims != shape:
             raise ValueError(f"the branches of a block have {dims} features, those of the first block {shape}")
-        for part in _cut(block, num_windows, max_rows):
+        for part in _cut_block(block, num_windows, max_rows):
             if parts and num_rows + part.num_rows > max_rows:
                 yield _group(parts, names, device)
                 parts, num_rows = [], 0
@@ -197,7 +197,7 @@ class _Part:
         return np.diff(self.block.branch_offsets[branch][self.start : self.stop + 1])
 
 
-def _cut(block: FrameBlock, num_before: int, max_rows: int) -> Iterator[_Part]:
+def _cut_block(block: FrameBlock, num_before: int, max_rows: int) -> Iterator[_Part]:
     for start, stop in spans(block.branch_offsets[0], max_rows):
         yield _Part(block, start, stop, num_before + start)
 

@@ -57,7 +57,7 @@ class Answers:
 
     def take(self, order_QK: torch.Tensor) -> "Answers":
         """Return the given places of each query, in the given order."""
-        return Answers(*(_take(tensor, order_QK) for tensor in _tensors(self)))
+        return Answers(*(_take_places(tensor, order_QK) for tensor in _tensors(self)))
 
     def first(self, k: int) -> "Answers":
         return Answers(*(tensor[:, :k] for tensor in _tensors(self)))
@@ -147,7 +147,7 @@ def _descending(scores_QK: torch.Tensor) -> torch.Tensor:
     return scores_QK.sort(dim=1, descending=True, stable=True).indices
 
 
-def _take(tensor: torch.Tensor, order_QK: torch.Tensor) -> torch.Tensor:
+def _take_places(tensor: torch.Tensor, order_QK: torch.Tensor) -> torch.Tensor:
     if tensor.ndim == 2:
         return tensor.gather(1, order_QK)
     return tensor.gather(1, order_QK[..., None].expand(-1, -1, tensor.shape[2]))

@@ -56,15 +56,15 @@ def find_queries(
     if is_file(source):
         found = read_queries(source)
         plan = QueryPlan(run, weights, features, text_encoder_name(features, role, encoder), store)
-        return found.rows, plan, {"queries_without_text": found.num_empty, **_cut(found.rows, features, role)}
+        return found.rows, plan, {"queries_without_text": found.num_empty, **_long_queries(found.rows, features, role)}
     queries, encoded = _split_queries(source, features)
     left_out: Counts = {"queries_without_features": len(encoded.missing) + len(encoded.stale)}
     if encoded.stale:
         left_out["queries_with_changed_text"] = {"count": len(encoded.stale), "such_as": encoded.stale[:_NUM_NAMED]}
-    return encoded.rows, QueryPlan(run, weights, features, "", store), left_out | _cut(queries, features, role)
+    return encoded.rows, QueryPlan(run, weights, features, "", store), left_out | _long_queries(queries, features, role)
 
 
-def _cut(queries: pa.Table, features: FeatureSet, role: str) -> Counts:
+def _long_queries(queries: pa.Table, features: FeatureSet, role: str) -> Counts:
     """Queries that are longer than the context of the student's or the teacher's encoder, where there are any."""
     return find_long_texts(features.spec()[role], queries["query_id"].to_pylist(), queries["text"].to_pylist())
 
@@ -85,7 +85,7 @@ def plan_job(
     shards = folder.planned(manifest)
     if not any(shard["rows"] > len(shard["skip"]) for shard in shards):
         raise ValueError(f"index {folder.name!r} holds no windows; {'; '.join(missing) or '`prvr index` adds them'}")
-    spec = _spec(settings, folder, rows, queries) | {"filters": list(filters)}
+    spec = _job_spec(settings, folder, rows, queries) | {"filters": list(filters)}
     num_videos = manifest.num_videos
     if filters:
         matching = matching_videos(folder.collection.videos(), filters)
@@ -166,7 +166,7 @@ def _split_queries(split: str, features: FeatureSet) -> tuple[pa.Table, EncodedQ
     return in_split, encoded
 
 
-def _spec(settings: ScoreSettings, folder: IndexFolder, rows: pa.Table, queries: QueryPlan) -> Json:
+def _job_spec(settings: ScoreSettings, folder: IndexFolder, rows: pa.Table, queries: QueryPlan) -> Json:
     """Return the request; a second job of the same name must make the same one."""
     index_spec = folder.spec()
     made_by: Json = {name: index_spec[name] for name in ("run", "weights_sha256", "made_by") if name in index_spec}

@@ -39,7 +39,7 @@ def read_queries(source: str) -> QueryRows:
         ValueError: it cannot be read (the line or row is named), holds no text at all, or an id occurs twice.
     """
     name = "standard input" if source == STDIN else source
-    data, kind = _read(source), kind_of(source)
+    data, kind = _read_source(source), kind_of(source)
     rows = _lines(data, name) if kind is None else list(read_rows(data, name, kind, _COLUMNS))
     unit = "row" if kind in ("csv", "parquet") else "line"
     width = len(str(len(rows)))  # names sort as the rows stand: line-01, line-02, ...
@@ -54,7 +54,7 @@ def read_queries(source: str) -> QueryRows:
     return QueryRows(pa.table([ids, texts], schema=COLUMNS), len(rows) - len(kept))
 
 
-def _read(source: str) -> bytes:
+def _read_source(source: str) -> bytes:
     if source == STDIN:
         return sys.stdin.buffer.read()
     try:

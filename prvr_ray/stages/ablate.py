@@ -63,7 +63,7 @@ def ablate(
     queries = read_queries_in(store.child("proof"))
     summary = {
         "kind": "ablation",
-        "questions": [_answer(question, trained_as, runs, queries, config) for question in asked],
+        "questions": [_answer_question(question, trained_as, runs, queries, config) for question in asked],
         "confidence": config.tune.confidence,
         "seeds": list_seeds(config),
     }
@@ -76,7 +76,7 @@ def ablate(
     }
 
 
-def _answer(
+def _answer_question(
     question: Question, trained_as: dict[str, str], runs: dict[str, Trial], queries: Queries, config: Config
 ) -> dict[str, Any]:
     seeds = list_seeds(config)

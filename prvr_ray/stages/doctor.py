@@ -49,7 +49,7 @@ def doctor(address: str | None, root: str, encoder: str = "") -> dict[str, Any]:
     checks = [_storage("storage from here", root)]
     mark = f"doctor/{make_shard_name('mark')}" if checks[0].ok else ""
     if checks[0].ok:
-        checks += _captions(root)
+        checks += _check_captions(root)
     try:
         with contextlib.ExitStack() as stack:
             if mark:
@@ -102,7 +102,7 @@ def _look(resources: dict[str, float], root: str, mark: str, encoder: str) -> li
     if num_gpus:
         checks.append(_compiler())
     checks.append(_shared_memory(int(resources.get("object_store_memory", 0))))
-    return [*checks, _encoder(encoder)] if encoder else checks
+    return [*checks, _check_encoder(encoder)] if encoder else checks
 
 
 def _storage(name: str, root: str, mark: str = "") -> Check:
@@ -178,7 +178,7 @@ def _shared_memory(num_bytes: int) -> Check:
     return Check("shared memory", True, detail)
 
 
-def _encoder(name: str) -> Check:
+def _check_encoder(name: str) -> Check:
     try:
         spec = describe_encoder(name)
     except ValueError as error:
@@ -186,7 +186,7 @@ def _encoder(name: str) -> Check:
     return Check("encoder", True, f"{name}: weights {spec.weights_sha256[:12]}, {spec.embed_dim} dimensions")
 
 
-def _captions(root: str) -> list[Check]:
+def _check_captions(root: str) -> list[Check]:
     """Check that captions name videos of the collection. Nothing is checked before both exist."""
     collection = open_collection(root)
     queries, videos = collection.queries(), collection.videos()

@@ -62,10 +62,14 @@ def evaluate(
         task = ray.remote(evaluate_split).options(**worker.options)
         evaluation, ranks, choice = ray.get(task.remote(job, split, validation, train))
     name = f"{split}-{settings.protocol}"
-    return {**evaluation, **({"note": note} if note else {}), **_keep(folder, name, evaluation, ranks, choice)}
+    return {
+        **evaluation,
+        **({"note": note} if note else {}),
+        **_put_results(folder, name, evaluation, ranks, choice),
+    }
 
 
-def _keep(
+def _put_results(
     folder: RunFolder, name: str, evaluation: Evaluation, ranks: pa.Table, choice: dict[str, Any] | None
 ) -> dict[str, Any]:
     """Put what was found below the run; for the summary: `output`, or `not_kept` and exit_code 1 where that fails.

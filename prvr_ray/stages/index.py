@@ -85,7 +85,7 @@ def index(
     else:
         folder = open_run(root, run)
         feature_set, note = _features_of(folder, run, collection)
-        spec = _spec(folder, feature_set, settings)
+        spec = _index_spec(folder, feature_set, settings)
     target = IndexFolder(collection, index)
     (preview_spec if dry_run else declare_spec)(target.store, spec)
     present = summarize_shards(target.shards, target.shards.present(), {})
@@ -128,7 +128,7 @@ def _teacher_spec(features: FeatureSet, settings: IndexSettings) -> dict[str, An
     }
 
 
-def _spec(folder: RunFolder, features: FeatureSet, settings: IndexSettings) -> dict[str, Any]:
+def _index_spec(folder: RunFolder, features: FeatureSet, settings: IndexSettings) -> dict[str, Any]:
     """spec.json: everything that decides the vectors and which frames they stand for."""
     config = folder.config()
     num_frames = settings.window_frames or config.student.max_frames
@@ -178,7 +178,7 @@ def _windows_of(work: pa.Table, windowing: Windowing) -> tuple[np.ndarray, np.nd
     return video_of_row, _num_windows(frames_V, windowing)
 
 
-def _tasks(work: pa.Table, windowing: Windowing, rows_per_shard: int, num_indexers: int) -> list[pa.Table]:
+def _divide_work(work: pa.Table, windowing: Windowing, rows_per_shard: int, num_indexers: int) -> list[pa.Table]:
     """Divide the work into tasks of consecutive videos.
 
     A task has enough videos to fill a shard, or fewer if some indexer would otherwise have no task. It has at most
@@ -217,7 +217,7 @@ class _IndexPlan:
         return Windowing(**self.spec["windowing"])
 
 
-def _encoder(plan: _IndexPlan) -> WindowEncoder | TeacherWindows:
+def _make_encoder(plan: _IndexPlan) -> WindowEncoder | TeacherWindows:
     if plan.run is None:
         return TeacherWindows(plan.windowing)
     student = plan.run.load_student(plan.spec)
@@ -229,7 +229,7 @@ class _IndexVideos:
 
     def __init__(self, plan: _IndexPlan):
         self._plan = plan
-        self._encoder = _encoder(plan)
+        self._encoder = _make_encoder(plan)
         self._put = PutShard(plan.shards, plan.name)
 
     def __call__(self, work: pa.Table) -> Iterator[pa.Table]:
@@ -269,7 +269,7 @@ def _index_videos(
     plan = _IndexPlan(
         features, run, spec, settings.pass_frames, settings.indexer_gpus, target.shards, name, rows_per_shard
     )
-    tasks = _tasks(work, plan.windowing, rows_per_shard, settings.num_indexers)
+    tasks = _divide_work(work, plan.windowing, rows_per_shard, settings.num_indexers)
     put = make_dataset(tasks, _BLOCK_BYTES).map_batches(
         _IndexVideos,
         fn_constructor_args=(plan,),
@@ -279,10 +279,10 @@ def _index_videos(
         **worker.options,
     )
     num_videos = pc.count_distinct(work["video_id"]).as_py()
-    return {"videos": num_videos, **_follow(put, num_videos)}
+    return {"videos": num_videos, **_follow_index(put, num_videos)}
 
 
-def _follow(put: Dataset, num_videos: int) -> dict[str, int]:
+def _follow_index(put: Dataset, num_videos: int) -> dict[str, int]:
     """Drive the pipeline and show its progress."""
     num_windows = num_frames = 0
     seen: set[str] = set()

@@ -74,9 +74,9 @@ def ingest(
     collection = open_collection(root).cached()
     feature_set = collection.features(features)
     retry = classes_to_retry(settings.retry)
-    encoders = _describe(settings)
+    encoders = _describe_encoders(settings)
     sources, num_skipped = list_sources(videos, settings.extensions, anonymous=anonymous)
-    spec = _spec(settings, encoders, root)
+    spec = _make_spec(settings, encoders, root)
     may_differ = _names_that_may_differ(feature_set.store, spec)
     preview_spec(feature_set.store, spec, may_differ=may_differ)
     num_matched = 0 if dry_run else match_captions(collection, sources["video_id"].to_pylist())
@@ -102,10 +102,10 @@ def ingest(
     collection.forget_listings()
     counts = _count(feature_set, use_recorded_times(collection, current), work, settings)
     done = {"frames": num_frames, "queries": len(queries), "queries_matched": num_matched, **of_source}
-    return counts | done | _unmatched(collection) | _cut(collection, encoders) | {"output": feature_set.store.uri}
+    return counts | done | _unmatched(collection) | _too_long(collection, encoders) | {"output": feature_set.store.uri}
 
 
-def _cut(collection: Collection, encoders: list[EncoderSpec]) -> dict[str, Any]:
+def _too_long(collection: Collection, encoders: list[EncoderSpec]) -> dict[str, Any]:
     """Report captions that are longer than an encoder's context, if any."""
     queries = collection.queries()
     encoder = min(encoders, key=lambda encoder: encoder.context_length)
@@ -119,7 +119,7 @@ def _unmatched(collection: Collection) -> dict[str, Any]:
     return {"unmatched": found} if found else {}
 
 
-def _describe(settings: IngestSettings) -> list[EncoderSpec]:
+def _describe_encoders(settings: IngestSettings) -> list[EncoderSpec]:
     """Describe the teacher's encoder, and the student's if it is a different one."""
     if not settings.encoder:
         raise ValueError("--encoder MODEL:PRETRAINED names the teacher, for example ViT-B-32:laion2b_s34b_b79k")
@@ -127,7 +127,7 @@ def _describe(settings: IngestSettings) -> list[EncoderSpec]:
     return [describe_encoder(make_absolute(name)) for name in names]
 
 
-def _spec(settings: IngestSettings, encoders: list[EncoderSpec], root: str) -> dict[str, Any]:
+def _make_spec(settings: IngestSettings, encoders: list[EncoderSpec], root: str) -> dict[str, Any]:
     """Make spec.json: everything that determines the vectors, and names of encoders that survive moving the root."""
     teacher, student = (
         {**asdict(encoder), "name": make_portable(encoder.name, root), "dim": encoder.embed_dim}

@@ -57,7 +57,7 @@ class Pipeline:
         if not len(work):
             return 0
         decoder, num_decoders, num_encoders = self.fit_workers()
-        tasks = _tasks(work, self.max_decoders)
+        tasks = _cut_tasks(work, self.max_decoders)
         packs = make_dataset(tasks, _BLOCK_BYTES).map_batches(
             DecodeVideos,
             fn_constructor_args=(self.decode,),
@@ -78,7 +78,7 @@ class Pipeline:
             runtime_env=self._encoder_environment(),
             **self.encoder.options,
         )
-        return _follow(_put_shards(rows, folder, run, self.rows_per_shard, before_first), len(work))
+        return _follow_ingest(_put_shards(rows, folder, run, self.rows_per_shard, before_first), len(work))
 
     def ingest_queries(
         self, queries: pa.Table, folder: ShardFolder, run: str, before_first: Callable[[], object] | None = None
@@ -183,7 +183,7 @@ def _most_cpus() -> int:
     return int(max(node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["Alive"]))
 
 
-def _tasks(work: pa.Table, num_decoders: int) -> list[pa.Table]:
+def _cut_tasks(work: pa.Table, num_decoders: int) -> list[pa.Table]:
     """Split the work into tasks, small enough that every decoder gets several and that a lost one costs little."""
     most = max(1, min(_VIDEOS_PER_TASK, len(work) // (32 * num_decoders)))
     tasks, begin, num_bytes = [], 0, 0
@@ -217,7 +217,7 @@ def _put_shards(
     )
 
 
-def _follow(put: Dataset, num_videos: int) -> int:
+def _follow_ingest(put: Dataset, num_videos: int) -> int:
     """Run the pipeline, show its progress and update the metrics; return the number of frames."""
     counters = _Counters()
     num_frames = num_failures = 0

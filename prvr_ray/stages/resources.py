@@ -132,18 +132,18 @@ def place_pools(pools: Sequence[Pool], nodes: list[tuple[dict[str, float], dict[
     left = [(dict(resources), labels) for resources, labels in nodes]
     # Large workers first: they fit on fewer nodes.
     for pool in sorted(pools, key=lambda pool: sum(pool.worker.bundle.values()), reverse=True):
-        if not all(_place(pool.worker, left) for _ in range(pool.least)):
+        if not all(_reserve_place(pool.worker, left) for _ in range(pool.least)):
             return None
     sizes = []
     for pool in pools:
         size = pool.least
-        while size < pool.most and _place(pool.worker, left):
+        while size < pool.most and _reserve_place(pool.worker, left):
             size += 1
         sizes.append(size)
     return sizes
 
 
-def _place(worker: Worker, left: list[tuple[dict[str, float], dict[str, str]]]) -> bool:
+def _reserve_place(worker: Worker, left: list[tuple[dict[str, float], dict[str, str]]]) -> bool:
     """Reserve one worker's resources on the first node that has them."""
     for resources, labels in left:
         if worker.labels.items() <= labels.items() and _room(resources, worker):

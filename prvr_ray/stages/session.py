@@ -83,7 +83,7 @@ def _start(address: str | None) -> None:
 
 def _start_or_join(address: str | None) -> None:
     if address:
-        _join(address)
+        _join_cluster(address)
         return
     try:
         _start_here()
@@ -102,7 +102,7 @@ def _start_here() -> None:
     )
 
 
-def _join(address: str) -> None:
+def _join_cluster(address: str) -> None:
     try:
         _knock(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)

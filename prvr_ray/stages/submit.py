@@ -53,13 +53,13 @@ def submit(arguments: list[str], *, address: str, working_dir: str | None = None
         print(f"submitted {job_id}; prvr submit --status {job_id} --address {address} prints its status", flush=True)
         if wait:
             _follow_until_interrupted(client, job_id, address)
-        return _summary(client.get_job_info(job_id))
+        return _job_summary(client.get_job_info(job_id))
 
 
 def get_job_status(job_id: str, *, address: str) -> dict[str, Any]:
     """Return a job's current status, in the form of `submit`. Raises ValueError: no such job or address."""
     with _one_line(address):
-        return _summary(_client(address).get_job_info(job_id))
+        return _job_summary(_client(address).get_job_info(job_id))
 
 
 def stop_job(job_id: str, *, address: str) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def stop_job(job_id: str, *, address: str) -> dict[str, Any]:
         client.stop_job(job_id)
         while not client.get_job_status(job_id).is_terminal():
             time.sleep(0.2)
-        return _summary(client.get_job_info(job_id)) | {"exit_code": 0}
+        return _job_summary(client.get_job_info(job_id)) | {"exit_code": 0}
 
 
 def get_cluster_version(address: str) -> str:
@@ -99,14 +99,14 @@ def _client(address: str) -> JobSubmissionClient:
 def _follow_until_interrupted(client: JobSubmissionClient, job_id: str, address: str) -> None:
     """Follow a job's log; Ctrl-C stops following, not the job."""
     try:
-        _follow(client, job_id)
+        _follow_log(client, job_id)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"{job_id} keeps running; prvr submit --stop {job_id} --address {address} stops it"
         ) from None
 
 
-def _follow(client: JobSubmissionClient, job_id: str) -> None:
+def _follow_log(client: JobSubmissionClient, job_id: str) -> None:
     """Print a job's log until the job has ended; after a lost connection, resume where it broke."""
     num_printed = 0
     while True:
@@ -127,7 +127,7 @@ async def _print_log(client: JobSubmissionClient, job_id: str, num_printed: int)
     return max(num_printed, num_seen)
 
 
-def _summary(details: JobDetails) -> dict[str, Any]:
+def _job_summary(details: JobDetails) -> dict[str, Any]:
     summary: dict[str, Any] = {"job": details.submission_id, "status": details.status.value}
     if not details.status.is_terminal():
         return summary

@@ -94,7 +94,7 @@ def train(
         filter(None, [validation.warn_if_small(config.train.validation_split), warn_of_decays(config.train)])
     )
     if dry_run:
-        return {**read, **_join(warnings), **_note_changes(data, now, config), "output": folder.store.uri}
+        return {**read, **_join_warnings(warnings), **_note_changes(data, now, config), "output": folder.store.uri}
     for warning in warnings:
         logger.warning("%s", warning)
     folder.declare(config, data.plan)
@@ -238,10 +238,10 @@ def _outcome(folder: RunFolder, warnings: list[str]) -> dict[str, Any]:
     if is_untrained(folder.load_student(), folder.config().train):
         said.append(UNTRAINED)
         outcome["exit_code"] = 1
-    return outcome | _join(said)
+    return outcome | _join_warnings(said)
 
 
-def _join(warnings: list[str]) -> dict[str, str]:
+def _join_warnings(warnings: list[str]) -> dict[str, str]:
     return {"warning": "; ".join(warnings)} if warnings else {}
 
 

@@ -22,7 +22,7 @@ def make_scheduler(base: Config, space: Space, ended: Iterable[Trial]) -> TrialS
     if settings.scheduler == "none" or settings.grace_epochs >= num_epochs:
         return None
     if settings.scheduler == "pbt":
-        return _population(base, space)
+        return _population_scheduler(base, space)
     return _halving(num_epochs, settings.grace_epochs, settings.reduction_factor, ended)
 
 
@@ -45,7 +45,7 @@ def _halving(num_epochs: int, grace_epochs: int, reduction_factor: int, ended: I
     return scheduler
 
 
-def _population(base: Config, space: Space) -> PopulationBasedTraining:
+def _population_scheduler(base: Config, space: Space) -> PopulationBasedTraining:
     generator = random.Random(base.tune.seed)
 
     def explore(values: dict[str, Any]) -> dict[str, Any]:

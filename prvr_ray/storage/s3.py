@@ -69,7 +69,7 @@ class S3Store:
 
     def get(self, key: str) -> bytes:
         with _s3_errors(f"{self.uri}/{key}"):
-            return _read(self._client, self._bucket, self._key(key))[1]
+            return _get_body(self._client, self._bucket, self._key(key))[1]
 
     def open(self, key: str) -> pa.NativeFile:
         return pa.PythonFile(_S3File(self, key), mode="r")
@@ -116,7 +116,7 @@ class S3Store:
             try:
                 yield
             except ClientError as error:
-                if _code(error) in ("400", "403"):
+                if _error_code(error) in ("400", "403"):
                     self._client.get_object(Bucket=self._bucket, Key=self._key(key), Range="bytes=0-0")
                 raise
 
@@ -171,7 +171,7 @@ class _S3File(io.RawIOBase):
     def _request(self, span: str) -> bytes:
         store = self._store
         with _s3_errors(f"{store.uri}/{self._key}"):
-            return _read(store._client, store._bucket, store._key(self._key), Range=span, IfMatch=self._etag)[1]
+            return _get_body(store._client, store._bucket, store._key(self._key), Range=span, IfMatch=self._etag)[1]
 
     def _read_tail(self) -> tuple[str, bytes, int]:
         """Return the ETag, the last bytes and the size."""
@@ -180,7 +180,9 @@ class _S3File(io.RawIOBase):
         store = self._store
         with _s3_errors(f"{store.uri}/{self._key}"):
             try:
-                answer, tail = _read(store._client, store._bucket, store._key(self._key), Range=f"bytes=-{_TAIL_BYTES}")
+                answer, tail = _get_body(
+                    store._client, store._bucket, store._key(self._key), Range=f"bytes=-{_TAIL_BYTES}"
+                )
             except ClientError as error:
                 if error.response["ResponseMetadata"]["HTTPStatusCode"] != 416:
                     raise
@@ -189,7 +191,7 @@ class _S3File(io.RawIOBase):
         return answer["ETag"], tail, int(size) if size.isdigit() else len(tail)
 
 
-def _read(client: Any, bucket: str, key: str, **options: str) -> tuple[dict[str, Any], bytes]:
+def _get_body(client: Any, bucket: str, key: str, **options: str) -> tuple[dict[str, Any], bytes]:
     """Return the response to a GET and its content. botocore retries failed requests, but not interrupted responses."""
     from botocore.exceptions import IncompleteReadError, ReadTimeoutError, ResponseStreamingError
 
@@ -220,7 +222,7 @@ def _as_file_error(error: Exception, uri: str) -> Exception:
     A missing key or bucket becomes FileNotFoundError, denied access PermissionError, and everything else (no
     connection, no credentials, a server that stays busy) ConnectionError.
     """
-    code, said = _code(error), str(getattr(error, "response", {}).get("Error", {}).get("Message") or "")
+    code, said = _error_code(error), str(getattr(error, "response", {}).get("Error", {}).get("Message") or "")
     if code in ("NoSuchKey", "NoSuchBucket", "404"):
         return FileNotFoundError(f"{uri} does not exist ({code})")
     if code in _REFUSED:
@@ -230,7 +232,7 @@ def _as_file_error(error: Exception, uri: str) -> Exception:
     return ConnectionError(f"{uri}: {_WITHIN_URL.sub('//', str(error))}")
 
 
-def _code(error: Exception) -> str:
+def _error_code(error: Exception) -> str:
     return str(getattr(error, "response", {}).get("Error", {}).get("Code"))
 
 

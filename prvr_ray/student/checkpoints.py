@@ -86,13 +86,13 @@ class TrainingState:
         Raises:
             ValueError: the bytes are damaged or belong to another student.
         """
-        tensors, metadata = _read(data)
+        tensors, metadata = _read_tensors(data)
         theirs, ours = metadata["student"], self.model.arguments
         if _weighted(theirs) != _weighted(ours):
             raise ValueError(f"a checkpoint of another student: {theirs}, here {ours}")
-        self.model.load_state_dict(_below("model", tensors))
+        self.model.load_state_dict(_tensors_below("model", tensors))
         for name, parameter in self.model.named_parameters():
-            moments = _below(f"optimizer.{name}", tensors)
+            moments = _tensors_below(f"optimizer.{name}", tensors)
             self.optimizer.state[parameter] = {key: value.to(parameter) for key, value in moments.items()}
         self.progress = Progress(**metadata["progress"])
         for group in self.optimizer.param_groups:
@@ -110,9 +110,9 @@ def student_from_bytes(data: bytes) -> Student:
     Raises:
         ValueError: the bytes are damaged.
     """
-    tensors, metadata = _read(data)
+    tensors, metadata = _read_tensors(data)
     model = Student(**metadata["student"])
-    model.load_state_dict(_below("model", tensors))
+    model.load_state_dict(_tensors_below("model", tensors))
     return model.eval()
 
 
@@ -125,7 +125,7 @@ def _to_bytes(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> bytes:
     return safetensors.torch.save(tensors, {"prvr_ray": json.dumps(metadata)})  # one key: safetensors keeps no order
 
 
-def _read(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read_tensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         tensors = safetensors.torch.load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
@@ -138,5 +138,5 @@ def _prefixed(prefix: str, tensors: dict[str, Any]) -> dict[str, Tensor]:
     return {f"{prefix}.{name}": value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
 
 
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _tensors_below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(f"{prefix}."): value for name, value in tensors.items() if name.startswith(f"{prefix}.")}

@@ -47,7 +47,7 @@ def triplet_loss(
     num_queries, num_videos = cosine_NV.shape
     if num_queries == 0 or num_videos < 2:
         return cosine_NV.sum() * 0.0
-    own_NV = _own(video_of_query_N, num_videos)
+    own_NV = _own_matrix(video_of_query_N, num_videos)
     has_several = relevant_NV is not None
     relevant_NV = own_NV if relevant_NV is None else torch.as_tensor(relevant_NV).bool() | own_NV
     own_N = cosine_NV.gather(1, video_of_query_N[:, None]).squeeze(1)
@@ -113,7 +113,7 @@ def soft_target_nce_loss(
     num_queries, num_videos = dot_NV.shape
     if dot_NV.numel() == 0:
         return dot_NV.sum() * 0.0
-    own_NV = _own(torch.as_tensor(video_of_query_N), num_videos)
+    own_NV = _own_matrix(torch.as_tensor(video_of_query_N), num_videos)
     if relevant_NV is not None:
         other_NV = torch.as_tensor(relevant_NV).bool() & ~own_NV
         dot_NV, soft_scores_NV = dot_NV.masked_fill(other_NV, EXCLUDED), soft_scores_NV.masked_fill(other_NV, EXCLUDED)
@@ -157,7 +157,7 @@ def frame_distillation_loss(
     return divergence_NF.masked_fill(~is_valid_NF, 0.0).sum()
 
 
-def _own(video_of_query_N: Tensor, num_videos: int) -> Tensor:
+def _own_matrix(video_of_query_N: Tensor, num_videos: int) -> Tensor:
     return video_of_query_N[:, None] == torch.arange(num_videos, device=video_of_query_N.device)
 
 

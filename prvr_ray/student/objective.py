@@ -91,7 +91,7 @@ def batch_losses(
         What this worker calls backward on, and the weighted parts of the whole batch's loss, detached.
     """
     queries, frames = _encode(model, batch, settings, exchange)
-    student = {name: score(queries[name], frames[name], batch.frame_layout, _own(name, batch)) for name in frames}
+    student = {name: score(queries[name], frames[name], batch.frame_layout, _own_of(name, batch)) for name in frames}
     teacher = _score_teacher(batch) if _needs_teacher(model, settings) else None
 
     columns = [matrix_Nv for scores in student.values() for matrix_Nv in (scores.cosine_NV, scores.dot_NV)]
@@ -146,7 +146,7 @@ def _in_passes(
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _own(name: str, batch: Batch) -> OwnFrames | None:
+def _own_of(name: str, batch: Batch) -> OwnFrames | None:
     return batch.own if name == INHERITANCE else None
 
 

@@ -81,7 +81,7 @@ def score(
     own = own or OwnFrames.none(len(queries_ND), queries_ND.device)
     scale_N, scale_R = _inverse_norms(queries_ND), _inverse_norms(frames_RD)
     starts = range(0, max(len(queries_ND), 1), queries_per_tile)
-    tiles = [_search(queries_ND, slice(n, n + queries_per_tile), frames_RD, scale_R, layout, own) for n in starts]
+    tiles = [_search_tile(queries_ND, slice(n, n + queries_per_tile), frames_RD, scale_R, layout, own) for n in starts]
     dot_NV, dot_row_NV, cosine_NV, cosine_row_NV, own_product_K = (
         torch.cat(parts) for parts in zip(*tiles, strict=True)
     )
@@ -99,7 +99,7 @@ def score(
 
 
 @torch.no_grad()
-def _search(
+def _search_tile(
     queries_ND: Tensor, tile: slice, frames_RD: Tensor, scale_R: Tensor, layout: Layout, own: OwnFrames
 ) -> tuple[Tensor, ...]:
     """Of a tile of queries: best dot and row, best cosine (times the query's length) and row, own products."""

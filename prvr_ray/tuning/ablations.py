@@ -137,9 +137,9 @@ def _clause(
     if not names:
         return []
     differences = [f"{gain.mean:+.1f}" for name in names if gains and (gain := gains[name])]
-    how_much = f" ({_listed(differences)} SumR)" if differences else ""
-    return [f"{_listed(names)} {one if len(names) == 1 else several}{how_much}"]
+    how_much = f" ({_list_in_words(differences)} SumR)" if differences else ""
+    return [f"{_list_in_words(names)} {one if len(names) == 1 else several}{how_much}"]
 
 
-def _listed(items: list[str]) -> str:
+def _list_in_words(items: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(items[:-1]), items[-1]]))

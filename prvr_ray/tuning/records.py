@@ -51,12 +51,12 @@ class TrialFolder:
 
 def adopt(theirs: Store, mine: Store) -> None:
     """Put another trial's files in place of one's own, records excepted."""
-    for item in _files(mine):
+    for item in _list_files(mine):
         mine.delete(item.key)
-    for item in reversed(_files(theirs)):  # newest checkpoint first: the other trial drops old ones meanwhile
+    for item in reversed(_list_files(theirs)):  # newest checkpoint first: the other trial drops old ones meanwhile
         with contextlib.suppress(FileNotFoundError):
             mine.put(item.key, theirs.get(item.key))
 
 
-def _files(store: Store) -> list[StoredObject]:
+def _list_files(store: Store) -> list[StoredObject]:
     return [item for item in store.list() if item.key not in (CONFIG, _RECORD)]

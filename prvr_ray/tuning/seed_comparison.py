@@ -63,7 +63,7 @@ def compare(
             pair kept them, intervals are over seeds and videos, else over seeds.
     """
     figures = {
-        split: {name: _figures(name, seeds, runs, split) for name in variants} for split in ("validation", "test")
+        split: {name: _finished_sumr(name, seeds, runs, split) for name in variants} for split in ("validation", "test")
     }
 
     def gain(split: str, name: str) -> Difference | None:
@@ -138,7 +138,7 @@ def describe(difference: Difference) -> str:
     return f"{difference.mean:+.1f} SumR (interval {interval}, {over})"
 
 
-def _figures(variant: str, seeds: list[int], runs: Mapping[str, Trial], split: str) -> dict[int, float]:
+def _finished_sumr(variant: str, seeds: list[int], runs: Mapping[str, Trial], split: str) -> dict[int, float]:
     """Seed -> SumR of the runs that finished."""
     finished = {seed: run for seed in seeds if (run := runs[name_run(variant, seed)]).state == "finished"}
     figures = {seed: run.best if split == "validation" else run.outcome.get("test") for seed, run in finished.items()}

@@ -117,14 +117,14 @@ def _distribution(path: str, rule: dict[str, list[Any]]) -> BaseDistribution:
     if kind not in ("uniform", "loguniform", "int"):
         raise ValueError(f"tune.space.{path} has unknown kind {kind!r}; one of uniform, loguniform, choice, int")
     low, high = _range(path, kind, bounds)
-    if kind != "int" and _is_whole(path):
+    if kind != "int" and _is_integer(path):
         raise ValueError(f"tune.space.{path}: the setting is a whole number; use int, not {kind}")
     if kind == "int":
         return IntDistribution(int(low), int(high))
     return FloatDistribution(low, high, log=kind == "loguniform")
 
 
-def _is_whole(path: str) -> bool:
+def _is_integer(path: str) -> bool:
     section, _, field = path.partition(".")
     return SECTIONS[section].model_fields[field].annotation is int
 

@@ -112,7 +112,7 @@ class VideoDecoder:
 
     def _send(self, request: dict[str, Any]) -> None:
         if self._process is None:
-            self._process = _start(self._command)
+            self._process = _start_child(self._command)
         with contextlib.suppress(BrokenPipeError):  # the child has just died; reading its answer reports that
             assert self._process.stdin is not None
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
@@ -174,7 +174,7 @@ class VideoDecoder:
         return VideoError("decoder_crash", f"the decoder died: {cause}")
 
 
-def _start(command: Sequence[str]) -> "subprocess.Popen[bytes]":
+def _start_child(command: Sequence[str]) -> "subprocess.Popen[bytes]":
     package_home = str(Path(__file__).parents[2])
     environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "LANG") if name in os.environ}
     environment |= {"PYTHONPATH": package_home, "MALLOC_ARENA_MAX": "2", "OPENBLAS_NUM_THREADS": "1"}
@@ -195,7 +195,7 @@ def _main() -> None:
     requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_watch_input, args=(requests,), daemon=True).start()
     while True:
-        _answer(json.loads(requests.get()), output)
+        _serve_request(json.loads(requests.get()), output)
 
 
 def _watch_input(requests: "queue.SimpleQueue[bytes]") -> None:
@@ -211,7 +211,7 @@ def _limit_memory(memory_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (own_bytes + memory_bytes,) * 2)
 
 
-def _answer(request: dict[str, Any], output: BinaryIO) -> None:
+def _serve_request(request: dict[str, Any], output: BinaryIO) -> None:
     specs = [FrameSpec(**{**spec, "image_size": tuple(spec["image_size"])}) for spec in request["specs"]]
     try:
         for segment in read_segments(

@@ -78,7 +78,7 @@ def _segment(
     plan: SegmentPlan, found: Survey, reader: FrameReader, converter: FrameConverter, specs: Sequence[FrameSpec]
 ) -> Segment:
     times_s, frames = [], [np.empty((len(plan.times_s), 3, *spec.image_size), np.uint8) for spec in specs]
-    for row, (time_s, frame) in enumerate(_pick(reader, plan)):
+    for row, (time_s, frame) in enumerate(_pick_frames(reader, plan)):
         times_s.append(found.start_s + time_s)
         picture = converter.picture(frame)
         for frames_F3HW, spec in zip(frames, specs, strict=True):
@@ -99,7 +99,7 @@ def _segment(
     )
 
 
-def _pick(reader: FrameReader, plan: SegmentPlan) -> Iterator[TimedFrame]:
+def _pick_frames(reader: FrameReader, plan: SegmentPlan) -> Iterator[TimedFrame]:
     """The frame of each wanted time; if it is damaged, the last one since the wanted frame before it, if any."""
     wanted = deque(plan.times_s.tolist())
     if not wanted:

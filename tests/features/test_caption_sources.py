@@ -11,7 +11,7 @@ from prvr_ray.collection import caption_sources, open_collection
 from prvr_ray.collection.maintenance import remove, status
 from prvr_ray.config import IngestSettings
 from prvr_ray.features.importing import import_collection
-from prvr_ray.stages.doctor import _captions
+from prvr_ray.stages.doctor import _check_captions
 from prvr_ray.stages.ingest import _unmatched
 
 
@@ -150,14 +150,14 @@ def test_doctor_and_ingest_name_captions_that_match_no_video(tmp_path, root):
     collection = open_collection(root)
     add(tmp_path, root, "c.jsonl", (None, "kitchn/a", "one"), (None, "b", "two"))
     assert "unmatched" not in status(root)["captions"]  # videos are still to come
-    assert _captions(root) == []
+    assert _check_captions(root) == []
     make.put(collection.video_shards, make.video("kitchen/a.mp4"), make.video("b"))
     expected = {"captions": 1, "video_names": 1, "such_as": ["kitchn/a (nearest: kitchen/a.mp4)"]}
     assert _unmatched(collection) == {"unmatched": expected}
     assert status(root)["captions"]["unmatched"] == expected
-    [check] = _captions(root)
+    [check] = _check_captions(root)
     assert not check.ok
     assert "1 of 2 name no video of the collection (kitchn/a (nearest: kitchen/a.mp4))" in check.detail
     summary = add(tmp_path, root, "c.jsonl", (None, "kitchen\\A", "one"), (None, "./b", "two"))
     assert "unmatched" not in summary
-    assert _captions(root)[0].ok
+    assert _check_captions(root)[0].ok

@@ -104,7 +104,7 @@ def test_tasks_fill_shards_and_give_every_indexer_work(lengths, rows_per_shard, 
         for number, length in enumerate(lengths)
         for start in range(0, length, 100)
     ]
-    tasks = stage._tasks(pa.Table.from_pylist(rows), Windowing("windows", 8, 0), rows_per_shard, num_indexers)
+    tasks = stage._divide_work(pa.Table.from_pylist(rows), Windowing("windows", 8, 0), rows_per_shard, num_indexers)
     assert [pc.count_distinct(task["video_id"]).as_py() for task in tasks] == sizes
     assert pa.concat_tables(tasks).to_pylist() == rows
 
@@ -113,7 +113,7 @@ def indexing_worker(root, folder=None):
     """A worker as `prvr index` starts it, for shards of 16 windows, and all the work there is."""
     collection, run = open_collection(str(root)), open_run(str(root), "run")
     features = collection.features()
-    spec = stage._spec(run, features, SETTINGS)
+    spec = stage._index_spec(run, features, SETTINGS)
     target = IndexFolder(collection, "i")
     declare_spec(target.store, spec)
     plan = stage._IndexPlan(features, run, spec, 64, 0.0, folder or target.shards, "shard-1", 16)

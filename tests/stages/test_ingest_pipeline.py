@@ -54,7 +54,7 @@ def test_what_is_committed_is_counted_for_a_dashboard(monkeypatch):
         [row("c", 5), row("d", 0, error_class="timeout"), row("e", 0, error_class="decode")],
         [row("f", 2, is_last=False)],
     )
-    assert stage._follow(put, 6) == 14
+    assert stage._follow_ingest(put, 6) == 14
     assert Recorded.totals == {
         ("prvr_ingest_videos",): 5,
         ("prvr_ingest_frames",): 14,
@@ -66,7 +66,7 @@ def test_what_is_committed_is_counted_for_a_dashboard(monkeypatch):
 @pytest.mark.parametrize(("count", "num_decoders", "most"), [(1, 2, 1), (7, 2, 1), (10_000, 2, 64), (800, 4, 6)])
 def test_every_decoder_gets_several_tasks_and_each_video_is_in_one(count, num_decoders, most):
     work = pa.Table.from_pylist([{"video_id": f"v{n}", "size": 10} for n in range(count)], WORK)
-    tasks = stage._tasks(work, num_decoders)
+    tasks = stage._cut_tasks(work, num_decoders)
     assert pa.concat_tables(tasks)["video_id"].to_pylist() == work["video_id"].to_pylist()
     assert max(map(len, tasks)) == most
 
@@ -76,7 +76,7 @@ def test_large_files_are_a_task_each():
     work = pa.Table.from_pylist(
         [{"video_id": f"v{n}", "size": size * 2**20} for n, size in enumerate(sizes * 20)], WORK
     )
-    for task in stage._tasks(work, 1):
+    for task in stage._cut_tasks(work, 1):
         assert len(task) == 1 or sum(task["size"].to_pylist()) <= 256 * 2**20
 
 

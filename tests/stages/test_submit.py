@@ -79,7 +79,7 @@ def test_ctrl_c_ends_the_following_and_says_that_the_job_goes_on(head, capfd, mo
     def interrupted(client, job_id):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stage, "_follow", interrupted)
+    monkeypatch.setattr(stage, "_follow_log", interrupted)
     assert cli.main(["submit", "compact", "--help", "--address", head.dashboard]) == 130
     output = capfd.readouterr()
     job = output.out.split()[1].rstrip(";")

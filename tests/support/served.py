@@ -124,7 +124,7 @@ def add_index(root, settings, rows_per_shard, name="i", prefix="shard-"):
     """What `prvr index` makes of run `run`, without Ray: shards of so many windows each, of what is not there yet."""
     collection, run = open_collection(str(root)), open_run(str(root), "run")
     features, target = collection.features(), IndexFolder(collection, name)
-    spec = declare_spec(target.store, stage._spec(run, features, settings))
+    spec = declare_spec(target.store, stage._index_spec(run, features, settings))
     windowing = Windowing(**spec["windowing"])
     encoder = WindowEncoder(run.load_student(), windowing, settings.pass_frames)
     present = summarize_shards(target.shards, target.shards.present(), {})
