@@ -15,9 +15,8 @@ and u = 2^-24. Then
     |r - t|        <= g |q| |v|                       the additions within r
 
 and the sum of the right sides bounds |s - r|. Its part that grows with |s| is `relative_slack`; the rest, taken with
-the largest norms of some frames, is `slack`. A product of two bfloat16 or float16 numbers is exact in
-float32. The 8 spare roundings in g cover the weighted sums of r and of s over branches, and the addition of the bound to
-s.
+the largest norms of some frames, is `slack`. A product of two bfloat16 or float16 numbers is exact in float32. The 8
+spare roundings in g cover the weighted sums of r and of s over branches, and the addition of the bound to s.
 
 Let m = slack + relative_slack |s| for the largest s of some frames. The largest r lies within m of that s, because
 x + e / (1 - e) |x| rises with x. So m holds for branch maxima and, weighted by |w_b|, for the scores of windows: the
