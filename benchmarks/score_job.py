@@ -143,7 +143,7 @@ def _index_rows(block: FrameBlock) -> pa.Table:
 def run_kernel(queries: Queries, blocks: list[FrameBlock], k: int) -> Usage:
     """Search the blocks in this process."""
     begun, before = time.perf_counter(), _own_usage()
-    search(queries, blocks, k)
+    search(queries, blocks, k, mode="exact")
     after = _own_usage()
     return Usage(time.perf_counter() - begun, after.cpu_seconds - before.cpu_seconds, after.peak_bytes)
 
@@ -155,7 +155,7 @@ def run_job(root: str, index: str, name: str, world: World, queries: Queries) ->
     store.put(query_key(0), safetensors.numpy.save({**vectors, "ids": pack_names(world.query_ids)}))
     begun, before = time.perf_counter(), _own_usage()
     with _WatchedActors() as actors:
-        stage.score(ScoreSettings(top_k=world.k), root=root, index=index, queries="test", output=name)
+        stage.score(ScoreSettings(top_k=world.k, mode="exact"), root=root, index=index, queries="test", output=name)
         seconds = time.perf_counter() - begun - actors.start_seconds
         own_cpu = _own_usage().cpu_seconds - before.cpu_seconds
         used = actors.usage()
