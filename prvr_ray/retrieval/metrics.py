@@ -40,9 +40,8 @@ def _ranks_of_one(scores_V: np.ndarray, columns: Sequence[int]) -> np.ndarray:
     chosen = np.unique(np.asarray(columns, dtype=np.int64))
     if len(chosen) and not 0 <= chosen[0] <= chosen[-1] < len(scores_V):
         raise ValueError(f"relevant columns {chosen.tolist()} of {len(scores_V)} videos")
-    relevant = np.sort(scores_V[chosen])[::-1]
     others = np.sort(np.delete(scores_V, chosen))
-    return ranks_from_counts(len(others) - np.searchsorted(others, relevant, side="left"))
+    return ranks_from_counts(len(others) - np.searchsorted(others, scores_V[chosen], side="left"))
 
 
 def ranks_from_counts(num_irrelevant_above: np.ndarray) -> np.ndarray:

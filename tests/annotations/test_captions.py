@@ -201,3 +201,11 @@ def test_unknown_layouts_and_missing_files_are_named(tmp_path):
         with pytest.raises(ValueError, match="no such file") as raised:
             read_annotations(layout, tmp_path / "nowhere")
         assert kind.patterns[0] in str(raised.value)
+
+
+def test_a_captions_own_split_goes_before_that_of_its_files_name(tmp_path):
+    path = tmp_path / "train.jsonl"
+    lines = [{"video_id": "a", "text": "one", "split": "test"}, {"video_id": "b", "text": "two"}]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    queries = read_annotations("jsonl", path).queries
+    assert {query["text"]: query["split"] for query in queries} == {"one": "test", "two": "train"}

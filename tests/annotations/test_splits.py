@@ -15,6 +15,7 @@ def test_shares_are_met_and_an_id_always_gets_the_same_split():
     assert split_of("a", {"train": 0.79, "test": 0.21}) == "test"
     assert split_of("a", {"train": 0.80, "test": 0.20}) == "train"
     assert split_of("c", {"train": 1, "test": 4}) == "train"
+    assert split_of("a", {"train": 1, "test": 4}) == "test"
 
 
 def test_a_share_of_zero_gets_nothing():

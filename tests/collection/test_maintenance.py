@@ -350,6 +350,7 @@ def test_status_counts_every_video_once(local_root):
         make.failure("broken"),
         make.failure("slow", error_class="timeout"),
         make.failure("retried", error_class="timeout"),
+        make.failure("long", 2),  # of an earlier run, behind what is the last segment now
     )
     history.record(local_root, "ingest", {"skipped": 3})
     history.record(local_root, "train", {})

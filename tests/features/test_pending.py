@@ -162,6 +162,14 @@ def test_of_two_runs_that_find_a_file_new_both_go_by_the_later_row(collection):
     assert use_recorded_times(collection, second).to_pylist() == second.to_pylist()
 
 
+@pytest.mark.parametrize("other", [{"etag": "other"}, {"size": 2}])
+def test_the_times_of_another_file_are_not_taken(collection, other):
+    source = Source("a", "/v/a", 1, "e")
+    current, _ = compare_videos(collection, as_table([source]), SHARES, now=1.0)
+    put_videos(collection, [source._replace(**other)], now=2.0)
+    assert use_recorded_times(collection, current)["added_at"].to_pylist() == [1.0]
+
+
 def test_a_video_that_is_removed_meanwhile_is_no_hindrance(collection):
     current = put_videos(collection, [Source("a", "/v/a", 1, "e")], now=1.0)
     tombstone = {"video_id": "a", "added_at": 2.0, "removed": True}

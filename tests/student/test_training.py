@@ -143,6 +143,26 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_is_named(splits):
     assert not state.optimizer.state
 
 
+def test_each_worker_draws_its_own_dropout_and_all_the_same_negatives(splits, monkeypatch):
+    train, _ = splits
+    state, drawn = create_state(train, STUDENT, TRAIN, 1, "cpu"), []
+
+    def draw(model, batch, settings, weights, exchange, negatives):
+        drawn.append((exchange.rank, torch.rand(1).item(), torch.rand(1, generator=negatives).item()))
+        raise StopIteration
+
+    monkeypatch.setattr("prvr_ray.student.training.batch_losses", draw)
+    for rank in (0, 1, 0):
+        exchange = Exchange()
+        exchange.rank = rank
+        with pytest.raises(StopIteration):
+            train_step(state, None, TRAIN, None, exchange)
+    (_, dropout, negatives), (_, other_dropout, other_negatives), again = drawn
+    assert dropout != other_dropout
+    assert negatives == other_negatives
+    assert again == drawn[0]
+
+
 def test_bf16_autocast_stays_close_to_float32(splits):
     train, _ = splits
     losses = {}
