@@ -6,6 +6,7 @@ group are handled alike: workers start, and resume from the latest checkpoint th
 
 import contextlib
 import logging
+import os
 import tempfile
 import threading
 import time
@@ -35,6 +36,8 @@ from prvr_ray.worker_errors import raise_told, tell
 
 PREEMPTION_CHECK_STEPS = 10  # the check is a barrier of all workers, some milliseconds; notices come 30 s ahead or more
 POLL_S = 1.0
+# How often Ray looks for what its workers report, which they wait for: at its default of 2 s no epoch could be shorter.
+_REPORT_POLL_S = "0.1"
 UNTRAINED = (
     "the best epoch's weights are those that training began with, so nothing was learnt: add training or validation "
     "videos, or train for more epochs"
@@ -122,6 +125,7 @@ def run_workers(job: Job, callbacks: Sequence[UserCallback] = ()) -> None:
     worker = size_worker(settings)
     fewest = settings.min_workers or settings.num_workers
     require(worker, fewest)
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _REPORT_POLL_S)
     with tempfile.TemporaryDirectory(prefix="prvr-train-") as scratch, _shown_progress(job):
         trainer = TorchTrainer(
             _train_worker,  # type: ignore[arg-type]
