@@ -257,7 +257,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command(
         "measure the recall of a run on a split, beside its teacher's",
         "stages.evaluate:evaluate",
-        {**RUN, **_required("--split", "the split whose queries and videos are ranked"), **ROOT, **ADDRESS},
+        {**RUN, **_required("--split", "the split whose queries and videos are ranked"), **FILTER, **ROOT, **ADDRESS},
         passes=("evaluate", "index"),
         sections=("evaluate", "index"),
         short=("evaluate.protocol", "evaluate.choose_weights"),

@@ -3,6 +3,7 @@
 Nothing is written here: `prvr_ray.stages.evaluate` runs this on one worker and stores its results.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import pyarrow.compute as pc
 
 from prvr_ray import schema
 from prvr_ray.collection import FeatureSet
+from prvr_ray.collection.filters import matching_videos
 from prvr_ray.config import EvaluateSettings, StudentSettings
 from prvr_ray.devices import choose_device
 from prvr_ray.evaluation.annotated import within_videos
@@ -36,19 +38,27 @@ Asked = tuple[list[np.ndarray], EvaluationSplit, list[list[str]]]  # vectors of 
 
 @dataclass(frozen=True)
 class EvaluationJob:
-    """Everything that the worker needs; the split is an argument of `evaluate_split`."""
+    """Everything that the worker needs; the split is an argument of `evaluate_split`.
+
+    filters: rank only videos of the reported split that match all of these.
+    """
 
     settings: EvaluateSettings
     student: StudentSettings
     features: FeatureSet
     run: RunFolder
     windowing: Windowing
+    filters: tuple[str, ...] = ()
 
-    def blocks(self, split: str, student: Any, device: str) -> EvaluationSplit:
-        """Return the split's videos. Raises ValueError if none of them has features."""
+    def blocks(self, split: str, student: Any, device: str, filters: Sequence[str] = ()) -> EvaluationSplit:
+        """Return the split's videos that match all filters. Raises ValueError if none of them has features."""
         rows = split_rows(self.features, split)
+        if filters:
+            matching = matching_videos(self.features.collection.videos(), filters)
+            rows = rows.filter(pc.is_in(rows["video_id"], matching))
         if not len(rows):
-            raise ValueError(f"split {split!r} has no video with features")
+            which = f" that matches {' and '.join(filters)}" if filters else ""
+            raise ValueError(f"split {split!r} has no video with features{which}")
         return EvaluationSplit(self.features, rows, student, self.windowing, device)
 
 
@@ -66,7 +76,7 @@ def evaluate_split(
     """
     device = choose_device(job.settings.evaluator_gpus)
     student = job.run.load_student().to(device)
-    blocks = job.blocks(split, student, device)
+    blocks = job.blocks(split, student, device, job.filters)
     queries, num_excluded = _select_queries(job.features, split, blocks)
     vectors = query_vectors(job.features, queries, student, device)
     weights = own_weights(job.student)
@@ -99,6 +109,7 @@ def evaluate_split(
         "served": "fused",
         "queries": len(queries),
         "excluded": num_excluded,
+        **({"filters": list(job.filters)} if job.filters else {}),
         **outside,
     }
     if choice:

@@ -1,5 +1,8 @@
 """`prvr evaluate`: recall of a run on a split, beside its teacher's."""
 
+import hashlib
+import json
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -25,12 +28,14 @@ def evaluate(
     run: str,
     split: str,
     address: str | None = None,
+    filter: Sequence[str] = (),
 ) -> Evaluation:
     """Rank every query of a split among the split's videos.
 
     Args:
         windowing: how long videos are cut into windows, as for `prvr index`.
         split: name of the split: train, val, test or any other.
+        filter: rank only videos that match all of these; queries without a relevant video among them are excluded.
 
     Returns:
         What DESIGN's `prvr evaluate` prints, with `by_ratio`, `moments`, `weights` and `excluded` added. It is also
@@ -54,14 +59,19 @@ def evaluate(
     student = folder.config().student
     frames = windowing.window_frames or student.max_frames
     job = EvaluationJob(
-        settings, student, features, folder, Windowing(windowing.windowing, frames, windowing.overlap_frames)
+        settings,
+        student,
+        features,
+        folder,
+        Windowing(windowing.windowing, frames, windowing.overlap_frames),
+        tuple(filter),
     )
     with connect(address):
         worker = Worker("evaluator", settings.evaluator_cpus, settings.evaluator_gpus)
         require(worker)
         task = ray.remote(evaluate_split).options(**worker.options)
         evaluation, ranks, choice = ray.get(task.remote(job, split, validation, train))
-    name = f"{split}-{settings.protocol}"
+    name = f"{split}-{settings.protocol}{_suffix(filter)}"
     return {
         **evaluation,
         **({"note": note} if note else {}),
@@ -85,6 +95,11 @@ def _put_results(
     except OSError as error:
         return {"not_kept": f"this evaluation could not be kept in {store.uri}: {error}", "exit_code": 1}
     return {"output": f"{store.uri}/{name}.json"}
+
+
+def _suffix(filters: Sequence[str]) -> str:
+    """Keep a filtered evaluation beside the one of the whole split, which the report shows."""
+    return f"-{hashlib.sha256(json.dumps(list(filters)).encode()).hexdigest()[:12]}" if filters else ""
 
 
 def _check_protocol(protocol: str, split: str, trained: TrainSettings) -> None:

@@ -123,6 +123,29 @@ def test_all_rows_equal_plain_float64_scores(world, local_ray, windowing):
     assert fused == dict(zip(queries, [r.tolist() for r in expected["fused"]], strict=True))
 
 
+def test_a_filter_ranks_matching_videos_alone_and_leaves_the_whole_splits_result(world, local_ray):
+    root, student, relevant = world
+    some = VIDEOS[:9]
+    ask = {"root": str(root), "run": "run", "split": "test"}
+    whole = evaluate(EvaluateSettings(), IndexSettings(), **ask)
+    chosen = [f"video_id in ({', '.join(some)})", "duration_s > 0"]
+    found = evaluate(EvaluateSettings(), IndexSettings(), **ask, filter=chosen)
+    windows = encoded_windows(root, student, IndexSettings(), some)
+    left = {query: [v for v in relevant[query] if v in some] for query in query_vectors(root, student, "q")}
+    queries = {query: vectors for query, vectors in query_vectors(root, student, "q").items() if left[query]}
+    columns = [[list(windows).index(video_id) for video_id in left[query]] for query in queries]
+    of_rows = {row: ranks(plain_scores(windows, queries, weights), columns) for row, weights in ROWS.items()}
+    assert {row: found["rows"][row] for row in ROWS} == {
+        row: pytest.approx(summarize(of_row), abs=1e-9) for row, of_row in of_rows.items()
+    }
+    assert (found["queries"], found["excluded"]) == (len(queries), 41 - len(queries))
+    assert found["filters"] == chosen
+    stored = json.loads((root / "runs/run/evaluations/test-held-out.json").read_text())
+    assert stored["rows"] == whole["rows"]
+    with pytest.raises(ValueError, match="has no video with features that matches split = val"):
+        evaluate(EvaluateSettings(), IndexSettings(), **ask, filter=["split = val"])
+
+
 def test_ratios_and_moments_equal_those_of_plain_loops(world, local_ray):
     root, student, relevant = world
     found = evaluate(EvaluateSettings(), IndexSettings(), root=str(root), run="run", split="test")
