@@ -241,7 +241,8 @@ def test_a_run_on_s3_leaves_the_same_student_as_one_on_a_disk(root, s3_root, tmp
 
 
 @pytest.mark.slow
-def test_runs_whose_worker_or_driver_is_killed_end_bit_equal_to_an_uninterrupted_one(root, tmp_path):
+def test_runs_whose_worker_or_driver_is_killed_end_bit_equal_to_an_uninterrupted_one(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "2")  # epochs that last until they are killed
     config = settings(tmp_path / "cache", num_workers=2, worker_cpus=1, num_epochs=12, patience=12, checkpoint_steps=3)
     train(config, root=root, run="whole")
     killer = kill_a_worker_after(open_run(root, "without-worker"), 5)

@@ -123,7 +123,8 @@ class Command:
 def running(folder: Path, *arguments: str) -> Iterator[Command]:
     """Start `prvr ARGUMENTS --json`; it is ended with the context."""
     log = folder / f"{arguments[0]}-{time.time_ns()}.log"
-    variables = {**os.environ, "PYTHONFAULTHANDLER": "1"}
+    # Epochs of two seconds leave the time to kill what works on them.
+    variables = {**os.environ, "PYTHONFAULTHANDLER": "1", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "2"}
     with open(log, "wb") as file:
         process = subprocess.Popen(
             [BIN / "prvr", *arguments, "--json"], stdout=file, stderr=subprocess.STDOUT, env=variables
