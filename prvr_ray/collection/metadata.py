@@ -1,14 +1,15 @@
 """Metadata of videos: other columns of a manifest, with their types, as one JSON object a video.
 
 A value is a string, a number, a boolean, or a timestamp, which is stored as {"timestamp": seconds since the epoch}. A
-column has one type; where its values have several, they are strings. Nested values, and texts too long to filter by,
-are left out.
+column has one type; where its values have several, they are strings. Nested values, numbers that are not finite, and
+texts too long to filter by, are left out.
 """
 
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from typing import Any
 
 MAX_TEXT = 1000  # characters; longer texts are descriptions
@@ -23,6 +24,8 @@ def pack_metadata(rows: Sequence[Mapping[str, Any]], *, is_text: bool) -> list[s
         is_text: all values are texts, as in csv: they are numbers, booleans or times if all of a column's values are.
             Otherwise only texts in ISO 8601 are converted, to timestamps.
     """
+    rows = [{name: _plain_number(value) for name, value in row.items()} for row in rows]
+    rows = [{name: value for name, value in row.items() if value is not None} for row in rows]
     columns: dict[str, list[Any]] = {}
     for row in rows:
         for name, value in row.items():
@@ -65,6 +68,16 @@ def parse_boolean(text: str) -> bool:
     if text.casefold() not in _WORDS:
         raise ValueError(f"{text!r} is neither true nor false")
     return _WORDS[text.casefold()]
+
+
+def _plain_number(value: Any) -> Any:
+    """Decimals as floats, and None for NaN and infinity, which JSON cannot hold.
+
+    Data frames write NaN where a number is missing. As a text it would make its whole column texts, whose order is
+    another one: "10" < "9".
+    """
+    value = float(value) if isinstance(value, Decimal) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _choose_reader(values: Sequence[Any], is_text: bool) -> Callable[[Any], Value | None]:

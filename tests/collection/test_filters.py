@@ -2,6 +2,7 @@
 
 import json
 from datetime import UTC, date, datetime
+from decimal import Decimal
 
 import pyarrow as pa
 import pytest
@@ -106,7 +107,18 @@ def test_values_of_jsonl_and_parquet_keep_their_types():
     times = datetime(2024, 5, 1, tzinfo=UTC), datetime(2024, 5, 1, 10, tzinfo=UTC)
     assert first == {"text": "1", "number": 3, "flag": False, "day": times[0], "time": times[1]}
     assert second == {"text": "2", "number": 2.5, "flag": True, "day": datetime(2024, 5, 2, 12, tzinfo=UTC)}
-    assert third == {"nan": "nan"}
+    assert third == {}
+
+
+@pytest.mark.parametrize("missing", [float("nan"), float("inf"), -float("inf"), None])
+def test_a_number_that_is_missing_leaves_its_column_numbers(missing):
+    table = videos([{"length_m": 9.0}, {"length_m": 10.0}, {"length_m": missing}], is_text=False)
+    assert found("length_m > 9.5", table=table) == ["v1"]  # as texts "10.0" < "9.5" < "nan"
+
+
+def test_decimals_are_numbers():
+    table = videos([{"length_m": Decimal("9.50")}, {"length_m": Decimal(10)}, {"length_m": 8}], is_text=False)
+    assert found("length_m > 9", table=table) == ["v0", "v1"]
 
 
 def test_metadata_is_plain_json():
