@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "student": KERNELS | {"retrieval"},  # an epoch is judged by the metrics that an evaluation reports
     "features": STORED | {"annotations", "devices", "encoders", "home", "progress", "video"},
     "runs": STORED | {"student"},
-    "index": STORED | {"retrieval", "runs", "student"},
+    "index": STORED | {"progress", "retrieval", "runs", "student"},
     "scores": STORED | {"annotations", "encoders", "index", "retrieval", "runs", "student"},
     "evaluation": STORED | {"devices", "index", "retrieval", "runs", "student"},
     "tuning": STORED | {"retrieval", "runs"},

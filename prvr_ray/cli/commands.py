@@ -308,6 +308,15 @@ COMMANDS: dict[str, Command] = {
         sections=("report",),
     ),
     "status": Command("summarise a collection", "collection.maintenance:status", ROOT),
+    "verify": Command(
+        "check that every shard of an index is there and undamaged",
+        "index.verify:verify",
+        {
+            **INDEX,
+            "--quick": {"action": "store_true", "help": "compare names and sizes only, without reading shards"},
+            **ROOT,
+        },
+    ),
     "compact": Command("merge many small shards into larger, sorted ones", "collection.maintenance:compact", ROOT),
     "gc": Command(
         "delete shards that have been replaced",

@@ -178,6 +178,7 @@ def test_a_wrong_settings_file_is_one_line_and_exit_code_2(train_settings, capsy
         "search --root {root} --index i text",
         "report --root {root} --run r",
         "status --root {root}",
+        "verify --root {root} --index i",
         "compact --root {root}",
         "gc --root {root}",
         "remove v --root {root}",
