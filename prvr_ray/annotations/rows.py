@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 KINDS = ("csv", "jsonl", "parquet")
-MAX_FIELD = 131_072  # characters; csv's own limit, in jsonl and parquet too: longer than that is damage, not text
+MAX_FIELD = 131_072  # characters of a value; longer than that is damage, not text
+_CSV_LIMIT = 2**31 - 1  # csv's own, which does not say in which column: `_check_text` does
 _DELIMITERS = ",\t;"
 _INDEX = re.compile(r"__index_level_\d+__")  # pandas' index in parquet
 _UNNAMED = re.compile(r"(unnamed:_?\d+)?|__index_level_\d+__")  # pandas' index in csv, or a spreadsheet's empty column
@@ -170,6 +171,7 @@ def _read_csv(data: bytes, name: str, columns: Columns) -> Iterator[_Raw]:
 
 def _csv_records(text: str, name: str, delimiter: str, skipped: int = 0) -> Iterator[tuple[str, list[str]]]:
     begin = skipped + 1
+    csv.field_size_limit(_CSV_LIMIT)
     lines = io.StringIO(text, newline="")  # splits at \r too, and leaves line ends inside quotes as they are
     try:
         reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=delimiter != "\t", strict=True)

@@ -99,7 +99,7 @@ def test_the_index_of_pandas_is_no_column():
         ("csv", "text,video_id\na,b\n".encode("utf-16"), "f.csv:1: not UTF-8"),
         ("csv", "text,video_id\na,b\n".encode("utf-16-le"), "f.csv:1: a NUL character: .*UTF-16"),
         ("csv", "text,video_id\na,b\nc\0,d\n", "f.csv:3: a NUL character"),
-        ("csv", "text,video_id\na,b\n" + "x" * (MAX_FIELD + 1) + ",c\n", "f.csv:3: not CSV: field larger than"),
+        ("csv", "text,video_id\na,b\n" + "x" * (MAX_FIELD + 1) + ",c\n", r"f\.csv:3: text: longer than the"),
         ("csv", 'text,video_id\n"a,b\nc,d\n', "f.csv:2: not CSV: unexpected end of data"),
         ("csv", "text,video_id,Text\na,b,c\n", "f.csv:1: the column text is there twice, as 'text' and 'Text'"),
         ("csv", "text,caption,video_id\na,b,c\n", "f.csv:1: the column text is there twice, as 'text' and 'caption'"),

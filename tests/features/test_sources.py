@@ -148,7 +148,7 @@ def test_an_unusable_manifest_says_why_and_keeps_secrets(tmp_path, content, word
         ("list.jsonl", b'["a.mp4"]\n', ":1: record: each line must be a JSON object"),
         ("list.jsonl", b'{"uri": "\xff.mp4"}\n', ":1: not UTF-8"),
         ("list.csv", b"uri\n\xff.mp4\n", ":2: not UTF-8"),
-        ("list.csv", b"uri\n" + b"x" * 200_000 + b"\n", ":2: not CSV: field larger"),
+        ("list.csv", b"uri\n" + b"x" * 200_000 + b"\n", ":2: uri: longer than the field limit"),
         ("list.parquet", b"PAR1", "not Parquet"),
     ],
 )
@@ -222,7 +222,7 @@ def test_other_columns_of_a_manifest_become_metadata(tmp_path, kind):
     (tmp_path / "a.mp4").write_bytes(b"a")
     (tmp_path / "b.mp4").write_bytes(b"b")
     rows = [
-        {"uri": "b.mp4", "camera": "front", "length_m": 2.5, "notes": "x" * 100_000},
+        {"uri": "b.mp4", "camera": "front", "length_m": 2.5, "notes": "x" * 200_000},
         {"uri": "a.mp4", "camera": 'it\'s, "back"', "length_m": None, "notes": None},
     ]
     table, manifest = pa.Table.from_pylist(rows), tmp_path / f"list.{kind}"
